@@ -1,0 +1,9 @@
+"""Fused Elman RNNs for PyTorch: `rnnfast.RNN` is `torch.nn.RNN`, only faster."""
+
+from . import functional
+from .config import explain, show_config
+from .convert import convert
+from .modules import RNN, RNNCell
+from .version import __version__
+
+__all__ = ["RNN", "RNNCell", "__version__", "convert", "explain", "functional", "show_config"]

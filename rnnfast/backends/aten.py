@@ -1,0 +1,113 @@
+"""torch's own kernels (ATen on the CPU, cuDNN on CUDA), called as torch.nn.RNN and torch.nn.RNNCell call them.
+
+torch's backward needs what torch's forward saved, which the contract has no room for. So the backward
+here is that of eager; wherever torch can differentiate its own call (everywhere but in captured graphs)
+`rnnfast.functional` uses `torch_step` and `torch_sequence` and never gets here.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .base import Problem
+from .eager import EagerBackend
+
+
+def torch_step(
+    x: Tensor,
+    h: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional[Tensor],
+    bias_hh: Optional[Tensor],
+    nonlinearity: str,
+) -> Tensor:
+    """One step in torch's own operator, differentiable by torch."""
+    cell = torch.rnn_tanh_cell if nonlinearity == "tanh" else torch.rnn_relu_cell
+    return cell(x, h, weight_ih, weight_hh, bias_ih, bias_hh)
+
+
+def torch_sequence(
+    x: Tensor,  # [T, B, I], or [R, I] with batch_sizes
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional[Tensor],
+    bias_hh: Optional[Tensor],
+    nonlinearity: str,
+    batch_sizes: Optional[Tensor],
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """One layer in torch's own operator, differentiable by torch.
+
+    torch offers the reverse direction only as half of a bidirectional layer, so here the rows of each
+    sequence are turned round instead, before and after.
+    """
+    layer = torch.rnn_tanh if nonlinearity == "tanh" else torch.rnn_relu
+    weights = [weight_ih, weight_hh]
+    has_biases = bias_ih is not None or bias_hh is not None
+    if has_biases:
+        zeros = weight_hh.new_zeros(weight_hh.shape[0])
+        weights += [zeros if bias is None else bias for bias in (bias_ih, bias_hh)]
+    rest = (h0.unsqueeze(0), weights, has_biases, 1, 0.0, False, False)
+    if batch_sizes is None:
+        out, h_n = layer(x.flip(0) if reverse else x, *rest, False)
+        return (out.flip(0) if reverse else out), h_n.squeeze(0)
+    if not reverse:
+        out, h_n = layer(x, batch_sizes, *rest)
+        return out, h_n.squeeze(0)
+    turn = _reversed_rows(batch_sizes).to(x.device)
+    out, h_n = layer(x.index_select(0, turn), batch_sizes, *rest)
+    return out.index_select(0, turn), h_n.squeeze(0)
+
+
+def _reversed_rows(batch_sizes: Tensor) -> Tensor:
+    """For each packed row the row that takes its place when every sequence is turned round."""
+    sequences = torch.arange(int(batch_sizes[0]))
+    present = sequences < batch_sizes.unsqueeze(1)  # [T, B]
+    lengths = present.sum(0)
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    steps = (lengths - 1 - torch.arange(len(batch_sizes)).unsqueeze(1))[present]
+    return starts[steps] + sequences.expand_as(present)[present]
+
+
+class AtenBackend(EagerBackend):
+    name = "aten"
+
+    def refuses(self, problem: Problem) -> Optional[str]:
+        return None
+
+    def step_forward(
+        self,
+        x: Tensor,
+        h: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Optional[Tensor],
+        bias_hh: Optional[Tensor],
+        nonlinearity: str,
+    ) -> Tensor:
+        return torch_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+
+    def sequence_forward(
+        self,
+        x: Tensor,
+        h0: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Optional[Tensor],
+        bias_hh: Optional[Tensor],
+        nonlinearity: str,
+        batch_sizes: Optional[Tensor],
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor]:
+        batch = h0.shape[0]
+        steps = x.shape[0] // batch if batch else 1
+        rows = x if batch_sizes is not None else x.view(steps, batch, x.shape[1])
+        out, h_n = torch_sequence(
+            rows, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, batch_sizes, reverse
+        )
+        return out.reshape(x.shape[0], -1), h_n

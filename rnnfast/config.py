@@ -1,0 +1,115 @@
+"""What is installed, what can run, and what runs for a given module and input."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Union
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import dispatch
+from .backends.base import Problem
+from .functional import needs_grad
+from .modules import RNN, RNNCell
+from .version import __version__
+
+
+def show_config() -> str:
+    """Versions, instruction sets and, for every backend, whether it can run here and if not, why."""
+    lines = [
+        f"rnnfast {__version__}",
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        f"python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        f"RNNFAST_BACKEND: {dispatch.AUTO}",
+        "backends:",
+    ]
+    for name in dispatch.names():
+        reason = dispatch.unavailable(name)
+        lines.append(f"  {name:<8} {'available' if reason is None else f'not available: {reason}'}")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The answer of `explain`."""
+
+    problem: Problem
+    backend: str  # the backend that runs
+    reason: str  # why this one
+    others: dict[str, str]  # every other backend, and why not that one
+
+    def __str__(self) -> str:
+        lines = [f"{self.backend}: {self.reason}"]
+        return "\n".join(lines + [f"  not {name}: {why}" for name, why in self.others.items()])
+
+
+def explain(
+    module: Union[RNN, RNNCell], input: Union[Tensor, PackedSequence], layer: int = 0
+) -> Explanation:
+    """Which backend `module(input)` uses for one of its layers, why, and why not each other one.
+
+    Whether a backward pass is expected depends, as in the call itself, on the grad mode and on what
+    requires grad.
+
+    Raises:
+        ValueError, RuntimeError: as the call would, for a backend that is unknown, not available or
+            that refuses the problem.
+    """
+    problem = _problem(module, input, layer)
+    asked = dispatch.AUTO if module.backend == "auto" else module.backend
+    if asked == "auto":
+        chosen = dispatch.choose(problem)
+        reason = "the first of " + ", ".join(dispatch.PREFERENCE) + " that can run this and is not slower"
+    else:
+        chosen = asked
+        reason = "asked for by " + ("RNNFAST_BACKEND" if module.backend == "auto" else "name")
+        refusal = dispatch.why_not(chosen, problem)
+        if refusal is not None:
+            raise RuntimeError(f"backend '{chosen}' can't run this problem: {refusal}")
+    others = {name: _why_not(name, chosen, asked, problem) for name in dispatch.names() if name != chosen}
+    return Explanation(problem, chosen, reason, others)
+
+
+def _why_not(name: str, chosen: str, asked: str, problem: Problem) -> str:
+    reason = dispatch.why_not(name, problem)
+    if reason is not None:
+        return reason
+    if asked != "auto":
+        return f"'{chosen}' was asked for"
+    if dispatch.slower(name, problem):
+        return "measured to be slower for problems like this"
+    return f"comes after '{chosen}' in order of preference"
+
+
+def _problem(module: Union[RNN, RNNCell], input: Union[Tensor, PackedSequence], layer: int) -> Problem:
+    packed = isinstance(input, PackedSequence)
+    rows = input.data if isinstance(input, PackedSequence) else input
+    if isinstance(module, RNNCell):
+        kind, batch, steps, input_size = "step", rows.shape[0] if rows.dim() == 2 else 1, 1, module.input_size
+    else:
+        kind = "sequence"
+        directions = 2 if module.bidirectional else 1
+        input_size = module.input_size if layer == 0 else directions * module.hidden_size
+        if isinstance(input, PackedSequence):
+            batch, steps = int(input.batch_sizes[0]), len(input.batch_sizes)
+        elif rows.dim() == 2:
+            batch, steps = 1, rows.shape[0]
+        else:
+            batch, steps = rows.shape[:2] if module.batch_first else (rows.shape[1], rows.shape[0])
+    device = rows.device.type
+    autocast = torch.is_autocast_enabled(device) and rows.dtype is not torch.float64
+    return Problem(
+        kind=kind,
+        device=device,
+        dtype=dispatch.dtype_name(torch.get_autocast_dtype(device) if autocast else rows.dtype),
+        input_size=input_size,
+        hidden_size=module.hidden_size,
+        batch=batch,
+        steps=steps,
+        packed=packed,
+        grad=needs_grad(rows, *module.parameters()),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )

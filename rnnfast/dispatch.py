@@ -1,0 +1,193 @@
+"""Which backend solves a problem.
+
+`choose(problem)` is the rule behind backend="auto", a pure function: the first backend of `PREFERENCE`
+that is available, does not refuse the problem, and is not known to be slower there (`SLOWER`).
+A backend that is named either solves the problem or the call raises, with the reason.
+
+The environment variable RNNFAST_BACKEND, read when rnnfast is imported, names the backend that "auto"
+stands for.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Optional
+
+import torch
+
+from .backends.aten import AtenBackend
+from .backends.base import Backend, Problem
+from .backends.eager import EagerBackend
+
+UNBOUNDED = 2**63
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of problems; every range is half open: low <= size < high."""
+
+    kind: str
+    grad: Optional[bool] = None  # None: both
+    dtypes: Optional[frozenset[str]] = None  # None: all
+    input_size: tuple[int, int] = (0, UNBOUNDED)
+    hidden_size: tuple[int, int] = (0, UNBOUNDED)
+    batch: tuple[int, int] = (0, UNBOUNDED)
+    steps: tuple[int, int] = (0, UNBOUNDED)
+
+    def __contains__(self, problem: Problem) -> bool:
+        return (
+            problem.kind == self.kind
+            and self.grad in (None, problem.grad)
+            and (self.dtypes is None or problem.dtype in self.dtypes)
+            and all(
+                low <= size < high
+                for (low, high), size in (
+                    (self.input_size, problem.input_size),
+                    (self.hidden_size, problem.hidden_size),
+                    (self.batch, problem.batch),
+                    (self.steps, problem.steps),
+                )
+            )
+        )
+
+
+PREFERENCE = ("cpu", "aten", "eager")
+
+# Measured crossovers: where a backend loses to the next one in PREFERENCE.
+SLOWER: dict[str, tuple[Region, ...]] = {}
+
+AUTO = os.environ.get("RNNFAST_BACKEND", "auto")
+
+_registry: dict[str, Backend] = {}
+
+
+def register(backend: Backend) -> None:
+    """Adds a backend, or replaces the one of the same name."""
+    _registry[backend.name] = backend
+    find.cache_clear()
+
+
+def names() -> tuple[str, ...]:
+    """The names of all registered backends, whether or not they are available here."""
+    return tuple(_registry)
+
+
+def get(name: str) -> Backend:
+    """The backend called `name`.
+
+    Raises:
+        ValueError: there is no such backend.
+        RuntimeError: it is not available on this machine; the message says why.
+    """
+    if name not in _registry:
+        raise ValueError(f"Unknown backend '{name}'. Select from {', '.join(map(repr, ('auto', *_registry)))}.")
+    reason = unavailable(name)
+    if reason is not None:
+        raise RuntimeError(f"backend '{name}' is not available: {reason}")
+    return _registry[name]
+
+
+def check_name(name: str) -> None:
+    """Raises what `get` raises for a backend that can't be used here; accepts "auto"."""
+    if name != "auto" or AUTO != "auto":
+        get(AUTO if name == "auto" else name)
+
+
+def unavailable(name: str) -> Optional[str]:
+    """Why backend `name` can't run on this machine at all, or None when it can."""
+    return _registry[name].unavailable()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that `Problem` has for a dtype."""
+    return str(dtype).removeprefix("torch.")
+
+
+def why_not(name: str, problem: Problem) -> Optional[str]:
+    """Why backend `name` can't solve `problem`, or None when it can."""
+    reason = unavailable(name)
+    return _registry[name].refuses(problem) if reason is None else f"not available: {reason}"
+
+
+def slower(name: str, problem: Problem) -> bool:
+    """Whether `problem` lies where backend `name` was measured to lose to the next in PREFERENCE."""
+    return any(problem in region for region in SLOWER.get(name, ()))
+
+
+def choose(problem: Problem) -> str:
+    """The name of the backend that "auto" takes for `problem`."""
+    able = [name for name in PREFERENCE if name in _registry and why_not(name, problem) is None]
+    if not able:
+        raise RuntimeError(f"no backend can solve {problem}")
+    return next((name for name in able if not slower(name, problem)), able[-1])
+
+
+# Keyed on plain values rather than on a Problem: this is on the path of every call, and building the
+# dataclass would cost more than the look-up. Bounded, as T and B may vary without end.
+@lru_cache(maxsize=4096)
+def find(
+    backend: str,
+    kind: str,
+    device: str,
+    dtype: torch.dtype,
+    input_size: int,
+    hidden_size: int,
+    batch: int,
+    steps: int,
+    packed: bool,
+    grad: bool,
+    deterministic: bool,
+) -> Backend:
+    """The backend for a call: `backend` itself or, for "auto", the chosen one.
+
+    Raises:
+        ValueError: there is no such backend.
+        RuntimeError: the backend is not available, or refuses the problem; the message says why.
+    """
+    problem = Problem(
+        kind,
+        device,
+        dtype_name(dtype),
+        input_size,
+        hidden_size,
+        batch,
+        steps,
+        packed,
+        grad,
+        deterministic,
+    )
+    name = AUTO if backend == "auto" else backend
+    if name == "auto":
+        return _registry[choose(problem)]
+    solver = get(name)
+    reason = solver.refuses(problem)
+    if reason is not None:
+        raise RuntimeError(f"backend '{name}' can't run this problem: {reason}")
+    return solver
+
+
+def _register_all() -> None:
+    register(EagerBackend())
+    register(AtenBackend())
+    try:
+        from .backends.cpu import CpuBackend  # optional: needs the native extension
+    except ImportError as error:
+        register(_Missing("cpu", f"its native extension can't be imported ({error})"))
+    else:
+        register(CpuBackend())
+
+
+class _Missing(Backend):
+    """Stands in for a backend whose code can't be imported."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+
+    def unavailable(self) -> Optional[str]:
+        return self.reason
+
+
+_register_all()

@@ -1,0 +1,302 @@
+"""RNN and RNNCell: the parameters, layout and errors of torch.nn's modules around the fused functions."""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Union
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import dispatch
+from .functional import in_graph, needs_grad, rnn_sequence, rnn_step, solver
+
+
+class RNN(torch.nn.RNNBase):
+    r"""Elman RNN, a drop-in for `torch.nn.RNN`: ``h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)``.
+
+    Parameters, their names, their initialisation, outputs and errors are those of `torch.nn.RNN`;
+    state_dicts load both ways.
+
+    It derives from `torch.nn.RNNBase` rather than `torch.nn.RNN`, because torch.compile turns away every
+    instance of the latter.
+
+    Args:
+        input_size: I, the features of the input.
+        hidden_size: H, the features of the state.
+        num_layers: each further layer reads the output of the one before it.
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+        bias: whether the layers have ``b_ih`` and ``b_hh``.
+        batch_first: input and output are ``[B, T, ...]`` rather than ``[T, B, ...]``; hx and h_n are not affected.
+        dropout: probability of zeroing each output of each layer but the last, while training.
+        bidirectional: a second set of weights walks each layer from the end; the outputs are concatenated.
+        device, dtype: of the parameters.
+        backend: ``"auto"`` or the name of a backend; an attribute that may be changed later.
+
+    Raises:
+        ValueError, TypeError: as `torch.nn.RNN` does; ValueError for an unknown backend.
+        RuntimeError: the backend is not available here; the message says why.
+    """
+
+    __constants__ = [*torch.nn.RNNBase.__constants__, "nonlinearity"]
+
+    nonlinearity: str
+    backend: str = "auto"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Optional[Union[torch.device, str]] = None,
+        dtype: Optional[torch.dtype] = None,
+        *,
+        backend: str = "auto",
+        **unknown: Any,
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu") or "proj_size" in unknown:
+            torch.nn.RNN(1, 1, nonlinearity=nonlinearity, **unknown)  # raises torch's own error
+        dispatch.check_name(backend)
+        mode = "RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU"
+        super().__init__(
+            mode,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            **unknown,
+        )
+        self.nonlinearity = nonlinearity
+        self.backend = backend
+
+    def forward(  # type: ignore[override]
+        self, input: Union[Tensor, PackedSequence], hx: Optional[Tensor] = None
+    ) -> tuple[Union[Tensor, PackedSequence], Tensor]:
+        """Runs all layers.
+
+        Args:
+            input: ``[T, B, I]`` (``[B, T, I]`` if batch_first), ``[T, I]`` without a batch, or a PackedSequence.
+            hx: initial states ``[layers * directions, B, H]``, without B if the input has none; zeros if None.
+
+        Returns:
+            output, ``[T, B, directions * H]`` in the layout of the input, and h_n, like hx.
+
+        Raises:
+            ValueError, RuntimeError: as `torch.nn.RNN` does.
+        """
+        batch_sizes = sorted_indices = unsorted_indices = None
+        rows, state = input, hx  # time-major and batched, from here on
+        packed = isinstance(input, PackedSequence)
+        unbatched = not packed and input.dim() == 2
+        if packed:
+            rows, batch_sizes, sorted_indices, unsorted_indices = input
+            batch = int(batch_sizes[0])
+            if hx is not None and sorted_indices is not None:
+                state = hx.index_select(1, sorted_indices)
+        elif unbatched:
+            rows, batch = input.unsqueeze(1), 1
+            state = hx.unsqueeze(1) if hx is not None else None
+        elif input.dim() == 3:
+            rows = input.transpose(0, 1) if self.batch_first else input
+            batch = rows.shape[1]
+        else:
+            return torch.nn.RNN.forward(self, input, hx)  # raises torch's own error
+
+        weights = self._layer_weights()
+        if not self._fits(rows, state, batch, packed, weights) or self._left_to_torch(
+            rows, state, batch, batch_sizes, weights
+        ):
+            return torch.nn.RNN.forward(self, input, hx)
+
+        output, h_n = self._layers(rows, state, batch, batch_sizes, weights)
+        if packed:
+            if unsorted_indices is not None:
+                h_n = h_n.index_select(1, unsorted_indices)
+            return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
+        if unbatched:
+            return output.squeeze(1), h_n.squeeze(1)
+        return (output.transpose(0, 1) if self.batch_first else output), h_n
+
+    def _layer_weights(self) -> list[list[Tensor]]:
+        """The weights of every layer and direction, read anew in each call.
+
+        So that whatever replaces them is seen: pruning, parametrizations, functional_call. Most are
+        still parameters, and finding those in their dict is several times faster than getattr.
+        """
+        parameters = self._parameters
+        return [
+            [parameters[name] if name in parameters else getattr(self, name) for name in names]
+            for names in self._all_weights
+        ]
+
+    def _fits(
+        self, rows: Tensor, hx: Optional[Tensor], batch: int, packed: bool, weights: list[list[Tensor]]
+    ) -> bool:
+        """Whether the arguments are right; what is wrong with them is then for torch to say."""
+        return (
+            rows.dim() == (2 if packed else 3)
+            and rows.shape[-1] == self.input_size
+            and rows.shape[0] > 0
+            and (rows.dtype is weights[0][0].dtype or torch.is_autocast_enabled(rows.device.type))
+            and (hx is None or hx.shape == (len(weights), batch, self.hidden_size))
+        )
+
+    def _left_to_torch(
+        self,
+        rows: Tensor,
+        hx: Optional[Tensor],
+        batch: int,
+        batch_sizes: Optional[Tensor],
+        weights: list[list[Tensor]],
+    ) -> bool:
+        """Whether every layer is best solved by torch, which then gets the whole stack in one call."""
+        if in_graph():
+            return False
+        steps = rows.shape[0] if batch_sizes is None else batch_sizes.shape[0]
+        grad = needs_grad(rows, hx, *(weight for layer in weights for weight in layer))
+        widths = [self.input_size]
+        if self.num_layers > 1:
+            widths.append(self.hidden_size * (2 if self.bidirectional else 1))
+        return all(
+            solver(
+                "sequence",
+                rows,
+                width,
+                self.hidden_size,
+                batch,
+                steps,
+                batch_sizes is not None,
+                grad,
+                self.backend,
+            )
+            == "aten"
+            for width in widths
+        )
+
+    def _layers(
+        self,
+        rows: Tensor,
+        hx: Optional[Tensor],
+        batch: int,
+        batch_sizes: Optional[Tensor],
+        weights: list[list[Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        if hx is None:
+            states = [rows.new_zeros(batch, self.hidden_size)] * len(weights)
+        else:
+            states = hx.unbind(0)
+        directions = 2 if self.bidirectional else 1
+        last: list[Tensor] = []  # h_n of every layer and direction
+        for layer in range(self.num_layers):
+            if layer > 0 and self.dropout > 0 and self.training:
+                rows = torch.dropout(rows, self.dropout, True)
+            outputs = []
+            for direction in range(directions):
+                i = layer * directions + direction
+                output, h_n = rnn_sequence(
+                    rows,
+                    states[i],
+                    *weights[i],
+                    nonlinearity=self.nonlinearity,
+                    reverse=direction == 1,
+                    batch_sizes=batch_sizes,
+                    backend=self.backend,
+                )
+                outputs.append(output)
+                last.append(h_n)
+            rows = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
+        return rows, last[0].unsqueeze(0) if len(last) == 1 else torch.stack(last)
+
+    def extra_repr(self) -> str:
+        return _with_backend(super().extra_repr(), self.backend)
+
+
+class RNNCell(torch.nn.RNNCellBase):
+    r"""One step of an Elman RNN, a drop-in for `torch.nn.RNNCell`.
+
+    ``h' = act(input W_ih^T + b_ih + hx W_hh^T + b_hh)``, which is ``rnn_step`` with the module's weights.
+
+    Args:
+        input_size: I, the features of the input.
+        hidden_size: H, the features of the state.
+        bias: whether there are ``b_ih`` and ``b_hh``.
+        nonlinearity: ``"tanh"`` or ``"relu"``; as in torch, another one raises when the cell is called.
+        device, dtype: of the parameters.
+        backend: ``"auto"`` or the name of a backend; an attribute that may be changed later.
+
+    Raises:
+        ValueError: unknown backend.
+        RuntimeError: the backend is not available here; the message says why.
+    """
+
+    __constants__ = [*torch.nn.RNNCellBase.__constants__, "nonlinearity"]
+
+    nonlinearity: str
+    backend: str = "auto"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Optional[Union[torch.device, str]] = None,
+        dtype: Optional[torch.dtype] = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        dispatch.check_name(backend)
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+        self.backend = backend
+
+    def forward(self, input: Tensor, hx: Optional[Tensor] = None) -> Tensor:
+        """One step.
+
+        Args:
+            input: ``[B, I]``, or ``[I]`` without a batch.
+            hx: the state before the step, ``[B, H]``, or ``[H]`` if the input has no batch; zeros if None.
+
+        Returns:
+            The state after the step, in the shape of hx.
+
+        Raises:
+            ValueError, RuntimeError: as `torch.nn.RNNCell` does.
+        """
+        dims = input.dim()
+        if (
+            dims not in (1, 2)
+            or (hx is not None and hx.dim() != dims)
+            or self.nonlinearity not in ("tanh", "relu")
+        ):
+            return torch.nn.RNNCell.forward(self, input, hx)  # raises torch's own error
+
+        x = input if dims == 2 else input.unsqueeze(0)
+        if hx is None:
+            h = x.new_zeros(x.shape[0], self.hidden_size)
+        else:
+            h = hx if dims == 2 else hx.unsqueeze(0)
+        parameters = self._parameters
+        weights = [
+            parameters[name] if name in parameters else getattr(self, name)
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
+        out = rnn_step(x, h, *weights, self.nonlinearity, backend=self.backend)
+        return out if dims == 2 else out.squeeze(0)
+
+    def extra_repr(self) -> str:
+        return _with_backend(super().extra_repr(), self.backend)
+
+
+def _with_backend(text: str, backend: str) -> str:
+    return text if backend == "auto" else f"{text}, backend={backend}"

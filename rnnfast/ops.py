@@ -1,0 +1,289 @@
+"""The operators that graphs hold: torch.ops.rnnfast.{rnn_step, rnn_sequence} and their backwards.
+
+Here, and only here, backends are called: with contiguous tensors, outside of autograd and autocast.
+The backend is chosen when an operator runs, not when a graph is captured, so that a graph with
+backend="auto" takes the best backend for every batch size and length without being captured anew.
+
+The operators carry no derivative of their own; `rnnfast.functional` differentiates around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor
+
+from .backends.base import Backend, Grads, Needs
+from .dispatch import find
+
+_lib = torch.library.Library("rnnfast", "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+
+def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Defines the operator `schema` with the decorated function as its kernel for every device."""
+
+    def define(kernel: Callable[..., Any]) -> Any:
+        def run(*args: Any) -> Any:
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    return kernel(*args)
+            return kernel(*args)
+
+        name = schema.split("(")[0]
+        _lib.define(schema, tags=_TAGS)
+        _lib.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"rnnfast::{name}", fake, lib=_lib)
+        return getattr(torch.ops.rnnfast, name).default
+
+    return define
+
+
+def _contiguous(tensor: Optional[Tensor]) -> Optional[Tensor]:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _needed(grads: Grads, needs: Sequence[bool]) -> list[Tensor]:
+    fields = (grads.x, grads.h0, grads.weight_ih, grads.weight_hh, grads.bias)
+    return [grad for grad, needed in zip(fields, needs) if needed and grad is not None]
+
+
+def _fake_grads(
+    x: Tensor, h0: Tensor, weight_ih: Tensor, weight_hh: Tensor, needs: Sequence[bool]
+) -> list[Tensor]:
+    shapes = (x.shape, h0.shape, weight_ih.shape, weight_hh.shape, weight_hh.shape[:1])
+    return [x.new_empty(shape) for shape, needed in zip(shapes, needs) if needed]
+
+
+def _fake_step(
+    x: Tensor,
+    h: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional[Tensor],
+    bias_hh: Optional[Tensor],
+    nonlinearity: str,
+    grad: bool,
+    backend: str,
+) -> Tensor:
+    return x.new_empty(h.shape)
+
+
+@_operator(
+    "rnn_step(Tensor x, Tensor h, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh,"
+    " str nonlinearity, bool grad, str backend) -> Tensor",
+    _fake_step,
+)
+def rnn_step(
+    x: Tensor,  # [B, I]
+    h: Tensor,  # [B, H]
+    weight_ih: Tensor,  # [H, I]
+    weight_hh: Tensor,  # [H, H]
+    bias_ih: Optional[Tensor],  # [H]
+    bias_hh: Optional[Tensor],  # [H]
+    nonlinearity: str,
+    grad: bool,  # whether a backward pass will follow
+    backend: str,
+) -> Tensor:  # [B, H]
+    batch, input_size = x.shape
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return find(
+        backend, "step", x.device.type, x.dtype, input_size, h.shape[1], batch, 1, False, grad, deterministic
+    ).step_forward(
+        x.contiguous(),
+        h.contiguous(),
+        weight_ih.contiguous(),
+        weight_hh.contiguous(),
+        _contiguous(bias_ih),
+        _contiguous(bias_hh),
+        nonlinearity,
+    )
+
+
+def _fake_step_backward(
+    grad: Tensor,
+    x: Tensor,
+    h: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    out: Tensor,
+    nonlinearity: str,
+    needs: Sequence[bool],
+    backend: str,
+) -> list[Tensor]:
+    return _fake_grads(x, h, weight_ih, weight_hh, needs)
+
+
+@_operator(
+    "rnn_step_backward(Tensor grad, Tensor x, Tensor h, Tensor weight_ih, Tensor weight_hh, Tensor out,"
+    " str nonlinearity, bool[] needs, str backend) -> Tensor[]",
+    _fake_step_backward,
+)
+def rnn_step_backward(
+    grad: Tensor,  # [B, H]
+    x: Tensor,  # [B, I]
+    h: Tensor,  # [B, H]
+    weight_ih: Tensor,  # [H, I]
+    weight_hh: Tensor,  # [H, H]
+    out: Tensor,  # [B, H]
+    nonlinearity: str,
+    needs: Sequence[bool],  # the fields of Needs, in order
+    backend: str,
+) -> list[Tensor]:  # the gradients that are needed, in the order of Grads
+    batch, input_size = x.shape
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    grads = find(
+        backend, "step", x.device.type, x.dtype, input_size, h.shape[1], batch, 1, False, True, deterministic
+    ).step_backward(
+        grad.contiguous(),
+        x.contiguous(),
+        h.contiguous(),
+        weight_ih.contiguous(),
+        weight_hh.contiguous(),
+        out.contiguous(),
+        nonlinearity,
+        Needs(*needs),
+    )
+    return _needed(grads, needs)
+
+
+def _fake_sequence(
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional[Tensor],
+    bias_hh: Optional[Tensor],
+    batch_sizes: Optional[Tensor],
+    nonlinearity: str,
+    reverse: bool,
+    grad: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty((*x.shape[:-1], h0.shape[1])), x.new_empty(h0.shape)
+
+
+@_operator(
+    "rnn_sequence(Tensor x, Tensor h0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh,"
+    " Tensor? batch_sizes, str nonlinearity, bool reverse, bool grad, str backend) -> (Tensor, Tensor)",
+    _fake_sequence,
+)
+def rnn_sequence(
+    x: Tensor,  # [T, B, I], or [R, I] with batch_sizes
+    h0: Tensor,  # [B, H]
+    weight_ih: Tensor,  # [H, I]
+    weight_hh: Tensor,  # [H, H]
+    bias_ih: Optional[Tensor],  # [H]
+    bias_hh: Optional[Tensor],  # [H]
+    batch_sizes: Optional[Tensor],  # [T] int64 on the CPU
+    nonlinearity: str,
+    reverse: bool,
+    grad: bool,  # whether a backward pass will follow
+    backend: str,
+) -> tuple[Tensor, Tensor]:  # out like x but for its last dimension, h_n [B, H]
+    batch, hidden_size = h0.shape
+    out, h_n = _find_for_sequence(x, h0, batch_sizes, grad, backend).sequence_forward(
+        x.reshape(-1, x.shape[-1]).contiguous(),
+        h0.contiguous(),
+        weight_ih.contiguous(),
+        weight_hh.contiguous(),
+        _contiguous(bias_ih),
+        _contiguous(bias_hh),
+        nonlinearity,
+        batch_sizes,
+        reverse,
+    )
+    return out.view(*x.shape[:-1], hidden_size), h_n
+
+
+def _fake_sequence_backward(
+    grad_out: Optional[Tensor],
+    grad_hn: Optional[Tensor],
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    out: Tensor,
+    batch_sizes: Optional[Tensor],
+    nonlinearity: str,
+    reverse: bool,
+    needs: Sequence[bool],
+    backend: str,
+) -> list[Tensor]:
+    return _fake_grads(x, h0, weight_ih, weight_hh, needs)
+
+
+@_operator(
+    "rnn_sequence_backward(Tensor? grad_out, Tensor? grad_hn, Tensor x, Tensor h0, Tensor weight_ih,"
+    " Tensor weight_hh, Tensor out, Tensor? batch_sizes, str nonlinearity, bool reverse, bool[] needs,"
+    " str backend) -> Tensor[]",
+    _fake_sequence_backward,
+)
+def rnn_sequence_backward(
+    grad_out: Optional[Tensor],  # like out; None stands for zeros
+    grad_hn: Optional[Tensor],  # [B, H]; None stands for zeros
+    x: Tensor,  # [T, B, I], or [R, I] with batch_sizes
+    h0: Tensor,  # [B, H]
+    weight_ih: Tensor,  # [H, I]
+    weight_hh: Tensor,  # [H, H]
+    out: Tensor,  # [T, B, H], or [R, H] with batch_sizes
+    batch_sizes: Optional[Tensor],  # [T] int64 on the CPU
+    nonlinearity: str,
+    reverse: bool,
+    needs: Sequence[bool],  # the fields of Needs, in order
+    backend: str,
+) -> list[Tensor]:  # the gradients that are needed, in the order of Grads
+    hidden_size = h0.shape[1]
+    grads = _find_for_sequence(x, h0, batch_sizes, True, backend).sequence_backward(
+        None if grad_out is None else grad_out.reshape(-1, hidden_size).contiguous(),
+        _contiguous(grad_hn),
+        x.reshape(-1, x.shape[-1]).contiguous(),
+        h0.contiguous(),
+        weight_ih.contiguous(),
+        weight_hh.contiguous(),
+        out.reshape(-1, hidden_size).contiguous(),
+        nonlinearity,
+        batch_sizes,
+        reverse,
+        Needs(*needs),
+    )
+    if grads.x is not None:
+        grads = replace(grads, x=grads.x.view(x.shape))
+    return _needed(grads, needs)
+
+
+def _find_for_sequence(
+    x: Tensor, h0: Tensor, batch_sizes: Optional[Tensor], grad: bool, backend: str
+) -> Backend:
+    batch, hidden_size = h0.shape
+    if batch_sizes is None:
+        steps = x.shape[0]
+    else:
+        steps = batch_sizes.shape[0]
+        _check_batch_sizes(batch_sizes, x.shape[0], batch)
+    return find(
+        backend,
+        "sequence",
+        x.device.type,
+        x.dtype,
+        x.shape[-1],
+        hidden_size,
+        batch,
+        steps,
+        batch_sizes is not None,
+        grad,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def _check_batch_sizes(batch_sizes: Tensor, rows: int, batch: int) -> None:
+    """The part of the argument checks that looks at values, which graphs know only when they run."""
+    sizes = batch_sizes.tolist()
+    if sizes[0] != batch or sum(sizes) != rows or sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
+        raise ValueError(
+            "batch_sizes must be non-increasing and positive, begin with the number of sequences in h0"
+            f" ({batch}) and add up to the rows of input ({rows}), got {sizes if len(sizes) < 20 else '...'}"
+        )
