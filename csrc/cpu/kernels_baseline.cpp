@@ -1,0 +1,3 @@
+#define RNNFAST_ISA baseline
+#define RNNFAST_ISA_NAME "baseline"
+#include "kernels.inc"

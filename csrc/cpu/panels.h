@@ -1,0 +1,134 @@
+// Panels: a matrix W [K, N] cut into column panels of up to NV vectors, each stored as [K, width] so that a tile reads
+// it front to back. The ragged end is cut into narrower panels (8, 4, 2, 1 vectors), so at most one vector's worth of
+// columns is padding, filled with zeros.
+#pragma once
+
+#include <utility>
+
+#include "team.h"
+#include "tile.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+
+// The columns of a product in units of vectors, and the width of panel that suits the rows that will meet it.
+template <class C>
+struct Columns {
+  int64_t count;  // N
+  int width;      // vectors in a full panel: 1, 2, 4 or 8
+
+  int64_t vectors() const { return (count + kLanes<C> - 1) / kLanes<C>; }
+  int64_t padded() const { return vectors() * kLanes<C>; }
+
+  // Few rows want wide panels: the accumulators they leave free hide the latency of the chain.
+  static Columns for_rows(int64_t count, int64_t rows) {
+    int width = kMaxVectors;
+    while (width > 2 && max_rows(width) < rows) width /= 2;
+    return {count, width};
+  }
+
+  // Calls f(first column, vectors) for each panel in a range of vectors that begins at a multiple of `width`.
+  template <class F>
+  INLINE void each_panel(int64_t begin, int64_t end, const F& f) const {
+    for (int64_t v = begin; v < end;) {
+      int w = width;
+      while (w > end - v) w /= 2;
+      f(v * kLanes<C>, w);
+      v += w;
+    }
+  }
+};
+
+// The transpose of a square block of vectors, by halves: lane and row numbers swap bit by bit.
+#if defined(__clang__) || __GNUC__ >= 12
+#define RNNFAST_VECTOR_TRANSPOSE 1
+template <int L, int Half, bool Upper, int... Lane>
+struct Interleave {
+  template <class V>
+  static INLINE V of(V a, V b) {
+    return __builtin_shufflevector(
+        a, b, ((Lane & Half) ? L + (Upper ? Lane : Lane - Half) : (Upper ? Lane + Half : Lane))...);
+  }
+};
+template <int L, int Half, bool Upper, class V, int... Lane>
+INLINE V interleave(V a, V b, std::integer_sequence<int, Lane...>) {
+  return Interleave<L, Half, Upper, Lane...>::of(a, b);
+}
+template <int L, int Half, class V>
+INLINE void transpose(V (&rows)[L]) {
+  using Lanes = std::make_integer_sequence<int, L>;
+  if constexpr (Half > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i)
+      if (!(i & Half)) {
+        const V a = rows[i], b = rows[i + Half];
+        rows[i] = interleave<L, Half, false>(a, b, Lanes{});
+        rows[i + Half] = interleave<L, Half, true>(a, b, Lanes{});
+      }
+    transpose<L, Half / 2>(rows);
+  }
+}
+#endif
+
+// panel[k, j] = w[(column + j), k] for k < K: a panel of the transpose of w [N, K].
+template <class S, class C = Compute<S>>
+void pack_transposed(const S* w, int64_t K, int64_t N, int64_t column, int vectors, C* panel) {
+  constexpr int L = kLanes<C>;
+  const int64_t width = int64_t(vectors) * L;
+  const int64_t filled = N - column < width ? N - column : width;
+  for (int64_t j = 0; j < width; j += L) {
+    int64_t k = 0;
+#if defined(RNNFAST_VECTOR_TRANSPOSE)
+    if (j + L <= filled)
+      for (; k + L <= K; k += L) {
+        Vec<C> block[L];
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) block[i] = load(w + (column + j + i) * K + k);
+        transpose<L, L / 2>(block);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) store(panel + (k + i) * width + j, block[i]);
+      }
+#endif
+    for (; k < K; ++k)
+      for (int i = 0; i < L; ++i)
+        panel[k * width + j + i] = j + i < filled ? widen(w[(column + j + i) * K + k]) : C(0);
+  }
+}
+
+// panel[k, j] = row(k)[column + j] for k < K: a panel of a matrix whose rows `row` finds.
+template <class S, class Row, class C = Compute<S>>
+void pack_rows(const Row& row, int64_t K, int64_t N, int64_t column, int vectors, C* panel) {
+  constexpr int L = kLanes<C>;
+  for (int64_t k = 0; k < K; ++k) {
+    const S* from = row(k) + column;
+    for (int j = 0; j < vectors; ++j, panel += L) {
+      const int64_t left = N - column - int64_t(j) * L;
+      store(panel, left >= L ? load(from + j * L) : load_n(from + j * L, int(left)));
+    }
+  }
+}
+
+// Multiplies rows of A by one packed panel, in tiles of equal height, and calls f(row, column, lanes, value) for each
+// vector of the product; lanes is short of a full vector only at the ragged end. K = 0 gives zeros.
+template <Layout layout, class C, class F>
+INLINE void each_product(Range rows, const C* a, int64_t lda, const C* panel, int64_t column, int vectors, int64_t columns,
+                         int64_t K, const F& f) {
+  constexpr int L = kLanes<C>;
+  alignas(64) C product[kAccumulators * L];
+  const int tallest = max_rows(vectors);
+  const int64_t tiles = (rows.size() + tallest - 1) / tallest;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t row = rows.begin + rows.size() * t / tiles;
+    const int height = int(rows.begin + rows.size() * (t + 1) / tiles - row);
+    pick_tile<C, layout>(height, vectors)(layout == Layout::kRows ? a + row * lda : a + row, lda, panel,
+                                          int64_t(vectors) * L, K, product);
+    for (int i = 0; i < height; ++i)
+      for (int j = 0; j < vectors; ++j) {
+        const int64_t left = columns - column - j * L;
+        f(row + i, column + j * L, left < L ? int(left) : L, load(product + (i * vectors + j) * L));
+      }
+  }
+}
+
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

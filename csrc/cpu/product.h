@@ -1,0 +1,168 @@
+// The products outside the recurrence.
+//
+//   product    c = a b + bias0 + bias1      the input projection of all steps at once, and its input gradient
+//   gradient   c = a^T b, sum of a          the weight gradients: a sum over all rows
+//
+// Plain GEMMs, but our own: a vendor library picks its order of summation by shape and thread count, and with it the
+// last bits; these have the one order of the tile, so that a sequence gets the same result in any batch and at any
+// number of threads.
+#pragma once
+
+#include "../recurrence.h"
+#include "panels.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+
+constexpr int64_t kRowBlock = 48;  // rows of `a` that meet a panel while it is in the nearest cache: four tiles
+
+template <class S>
+constexpr bool kNarrow = sizeof(S) != sizeof(Compute<S>);
+
+// Rows [0, count) of a [.., K] in compute precision: themselves, or for 16-bit types a widened copy.
+template <class S>
+INLINE const Compute<S>* widened(const S* a, int64_t count, int64_t K, Compute<S>* copy) {
+  if constexpr (kNarrow<S>) {
+    for (int64_t i = 0; i < count * K; i += kLanes<float>) {
+      const int64_t left = count * K - i;
+      const int lanes = left < kLanes<float> ? int(left) : kLanes<float>;
+      store_lanes(copy + i, load_lanes(a + i, lanes), lanes);
+    }
+    return copy;
+  } else {
+    return a;
+  }
+}
+
+inline Grid plan_product(int64_t R, int64_t K, int64_t N, int threads) {
+  const int64_t fmas = R * K * N;
+  int64_t team = fmas / kTeamGrain < threads ? fmas / kTeamGrain : threads;
+  if (team <= 1) return {1, 1};
+  // Cut the longer side.
+  return R >= N ? Grid{int(team), 1} : Grid{1, int(team)};
+}
+
+template <class S>
+int product(const ProductArgs& args, int threads) {
+  using C = Compute<S>;
+  const int64_t R = args.R, N = args.N, K = args.K;
+  const S* a = static_cast<const S*>(args.a);  // [R, K]
+  const S* w = static_cast<const S*>(args.w);  // [N, K] or [K, N]
+  const S* bias0 = static_cast<const S*>(args.bias0);
+  const S* bias1 = static_cast<const S*>(args.bias1);
+  S* c = static_cast<S*>(args.c);  // [R, N]
+
+  const Grid grid = plan_product(R, K, N, threads);
+  const auto columns = Columns<C>::for_rows(N, (R + grid.rows - 1) / grid.rows);
+  const Scratch<C> weight(columns.padded() * K), bias(columns.padded());
+  const Scratch<C> copies(kNarrow<S> ? grid.size() * kRowBlock * K : 0);
+  if (!weight || !bias || !copies) return 1;
+  for (int64_t j = 0; j < columns.padded(); ++j)
+    bias.get()[j] = (j < N && bias0 ? widen(bias0[j]) : C(0)) + (j < N && bias1 ? widen(bias1[j]) : C(0));
+  Barrier packed;
+
+  run_grid(grid, [&](int id, Grid g) {
+    const Range vectors = share(columns.vectors(), columns.width, g.col(id), g.cols);
+    const Range part = share(vectors.size(), columns.width, g.row(id), g.rows);
+    columns.each_panel(vectors.begin + part.begin, vectors.begin + part.end, [&](int64_t column, int width) {
+      C* panel = weight.get() + column * K;
+      if (args.transposed)
+        pack_transposed(w, K, N, column, width, panel);
+      else
+        pack_rows<S>([&](int64_t k) { return w + k * N; }, K, N, column, width, panel);
+    });
+    packed.wait(g.size());
+
+    const Range rows = share(R, max_rows(2), g.row(id), g.rows);
+    for (int64_t begin = rows.begin; begin < rows.end; begin += kRowBlock) {
+      const int64_t count = rows.end - begin < kRowBlock ? rows.end - begin : kRowBlock;
+      const C* block = widened(a + begin * K, count, K, copies.get() + id * kRowBlock * K);
+      columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
+        each_product<Layout::kRows>({0, count}, block, K, weight.get() + column * K, column, width, N, K,
+                                    [&](int64_t r, int64_t col, int lanes, Vec<C> sum) {
+                                      store_lanes(c + (begin + r) * N + col, sum + load(bias.get() + col), lanes);
+                                    });
+      });
+    }
+  });
+  return 0;
+}
+
+// c[m, n] = sum over r of a[r, m] b_row(r)[n], in blocks of kChunk rows: a packed block of b meets all of a's columns.
+template <class S>
+int gradient(const GradientArgs& args, int threads) {
+  using C = Compute<S>;
+  const int64_t R = args.R, M = args.M, N = args.N;
+  const S* a = static_cast<const S*>(args.a);              // [R, M]
+  const S* b = static_cast<const S*>(args.b);              // [rows, N]
+  const S* b_start = static_cast<const S*>(args.b_start);  // [B, N], or null
+  const int64_t* index = args.index;                       // [R], or null
+  S* c = static_cast<S*>(args.c);                          // [M, N]
+
+  const Grid grid = plan_product(M, R, N, threads);
+  const auto columns = Columns<C>::for_rows(N, M);
+  const Scratch<C> panels(grid.size() * kChunk * columns.padded());
+  const Scratch<C> copies(kNarrow<S> ? grid.size() * kChunk * M : 0), sums(kNarrow<S> ? M * N : 0);
+  if (!panels || !copies || !sums) return 1;
+  C* total = kNarrow<S> ? sums.get() : reinterpret_cast<C*>(c);  // [M, N]; a 16-bit gradient is summed in float32
+
+  run_grid(grid, [&](int id, Grid g) {
+    const Range vectors = share(columns.vectors(), columns.width, g.col(id), g.cols);
+    const Range rows = share(M, max_rows(2), g.row(id), g.rows);
+    C* own_panels = panels.get() + id * kChunk * columns.padded();
+    for (int64_t begin = 0; begin < R || begin == 0; begin += kChunk) {
+      const int64_t count = R - begin < kChunk ? R - begin : kChunk;
+      const auto b_row = [&](int64_t k) {
+        const int64_t r = index ? index[begin + k] : begin + k;
+        return r >= 0 ? b + r * N : b_start + ~r * N;
+      };
+      const C* block = widened(a + begin * M, count, M, copies.get() + id * kChunk * M);
+      columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
+        C* panel = own_panels + (column - vectors.begin * kLanes<C>) * kChunk;
+        pack_rows<S>(b_row, count, N, column, width, panel);
+        each_product<Layout::kColumns>(rows, block, M, panel, column, width, N, count,
+                                       [&](int64_t m, int64_t col, int lanes, Vec<C> sum) {
+                                         C* p = total + m * N + col;
+                                         store_lanes(p, begin ? load_lanes(p, lanes) + sum : sum, lanes);
+                                       });
+      });
+    }
+    if (kNarrow<S>)
+      for (int64_t m = rows.begin; m < rows.end; ++m)
+        for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+          const int64_t col = v * kLanes<C>, left = N - col;
+          const int lanes = left < kLanes<C> ? int(left) : kLanes<C>;
+          store_lanes(c + m * N + col, load_lanes(total + m * N + col, lanes), lanes);
+        }
+  });
+  return 0;
+}
+
+// a_sum[m] = sum over r of a[r, m], with the same blocks of rows.
+template <class S>
+int column_sum(const GradientArgs& args, int threads) {
+  using C = Compute<S>;
+  const int64_t R = args.R, M = args.M;
+  const S* a = static_cast<const S*>(args.a);  // [R, M]
+  S* out = static_cast<S*>(args.a_sum);        // [M]
+  const int64_t vectors = (M + kLanes<C> - 1) / kLanes<C>;
+  const int64_t team = R * M / kTeamGrain < threads ? R * M / kTeamGrain : threads;
+  run_grid({1, team > 1 ? int(team) : 1}, [&](int id, Grid g) {
+    const Range mine = share(vectors, 1, id, g.size());
+    for (int64_t v = mine.begin; v < mine.end; ++v) {
+      const int64_t column = v * kLanes<C>, left = M - column;
+      const int lanes = left < kLanes<C> ? int(left) : kLanes<C>;
+      Vec<C> total{};
+      for (int64_t begin = 0; begin < R; begin += kChunk) {
+        Vec<C> sum{};
+        for (int64_t r = begin; r < R && r < begin + kChunk; ++r) sum += load_lanes(a + r * M + column, lanes);
+        total += sum;
+      }
+      store_lanes(out + column, total, lanes);
+    }
+  });
+  return 0;
+}
+
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

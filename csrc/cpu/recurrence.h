@@ -1,0 +1,218 @@
+// The recurrence over a whole sequence, forward and backward, in one call.
+//
+//   forward    h_t    = act(pre_t + h_{t-1} W_hh^T)
+//   backward   dpre_t = (dout_t + dpre_{t+1} W_hh) act'(h_t)
+//
+// Both are the same walk: a product of the carried state with a packed weight, something added, something applied. The
+// carry is a [B, H] buffer in compute precision, double-buffered, so that narrow storage types, sequences that join
+// late (they find their h0 in it) and sequences that leave early (they find their h_n in it) need no code of their own.
+//
+// Work is shared over the batch, each thread walking all steps on its own rows with no synchronisation, or, when there
+// are too few rows for that or the weight is too large for one core's cache, over the columns, with one barrier a step:
+// a thread that passes it knows that all of the new carry is written and that nobody reads the old one any more.
+#pragma once
+
+#include "activation.h"
+#include "panels.h"
+#include "walk.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+
+constexpr int64_t kCacheBytes = 1 << 20;    // of a core's own cache, for the weight: 1 MiB is the smallest in use
+constexpr int64_t kStepGrain = 24 * 1024;   // FMAs a thread must have per step for a barrier (about 0.2 us) to pay
+
+// How many threads to use for a recurrence and what each owns.
+template <class C>
+Grid plan_recurrence(const Walk& walk, int64_t rows, int threads) {
+  const int64_t fmas = rows * walk.H * walk.H;
+  int64_t team = fmas / kTeamGrain < threads ? fmas / kTeamGrain : threads;
+  if (team <= 1) return {1, 1};
+  const int64_t row_teams = walk.B / max_rows(4) < team ? walk.B / max_rows(4) : team;
+  const bool fits = walk.H * walk.H * int64_t(sizeof(C)) <= kCacheBytes;
+  if (row_teams == team && fits) return {int(team), 1};
+  const int64_t step_fmas = fmas / walk.T;
+  const int64_t col_teams = step_fmas / kStepGrain < team ? step_fmas / kStepGrain : team;
+  if (col_teams > 1) return {1, int(col_teams)};
+  return {row_teams > 1 ? int(row_teams) : 1, 1};
+}
+
+// What one thread owns: sequences, and a range of vectors of columns.
+struct Slice {
+  Range batch, vectors;
+};
+
+// The packed weight and the two carry buffers, shared by the team.
+template <class C>
+struct State {
+  const Columns<C> columns;
+  const int64_t K, ld;  // ld of the carry: an odd number of cache lines, so that rows do not compete for cache sets
+  const Scratch<C> weight, carry;
+
+  State(const Walk& walk, Grid grid)
+      : columns(Columns<C>::for_rows(walk.H, (walk.B + grid.rows - 1) / grid.rows)),
+        K(walk.H),
+        ld((columns.padded() * int64_t(sizeof(C)) / 64 | 1) * 64 / int64_t(sizeof(C)) + kLanes<C>),
+        weight(columns.padded() * K),
+        carry(2 * walk.B * ld) {}
+
+  explicit operator bool() const { return weight && carry; }
+
+  // Calls f(packed panel, first column, vectors) for each panel in a slice.
+  template <class F>
+  INLINE void each_panel(const Slice& slice, const F& f) const {
+    columns.each_panel(slice.vectors.begin, slice.vectors.end,
+                       [&](int64_t column, int vectors) { f(weight.get() + column * K, column, vectors); });
+  }
+};
+
+// The walk itself. `Op` supplies, for vectors of `lanes` columns of sequence b:
+//   pack(column, vectors, panel)                        packs a panel of the weight
+//   start(b, column, lanes) -> vector                   what the carry holds before the first step of b
+//   step(row, b, column, lanes, product, joined) -> vector   one step; returns the new carry
+//   leave(state, rows, carry, panel, column, vectors)   the sequences whose last step has been taken
+template <class C, class Op>
+void walk_slice(const Walk& walk, const Op& op, const State<C>& state, const Slice& mine, const Slice& to_pack,
+                Barrier& team, int team_size, Barrier& group, int group_size) {
+  state.each_panel(to_pack, [&](C* panel, int64_t column, int vectors) { op.pack(column, vectors, panel); });
+  C* now = state.carry.get();
+  C* next = now + walk.B * state.ld;
+  const auto each_own_vector = [&](const auto& f) {
+    for (int64_t b = mine.batch.begin; b < mine.batch.end; ++b)
+      for (int64_t v = mine.vectors.begin; v < mine.vectors.end; ++v) {
+        const int64_t column = v * kLanes<C>, left = state.columns.count - column;
+        f(b, column, left < kLanes<C> ? int(left) : kLanes<C>);
+      }
+  };
+  each_own_vector([&](int64_t b, int64_t column, int lanes) {
+    const Vec<C> h = op.start(b, column, lanes);
+    store(now + b * state.ld + column, h);
+    store(next + b * state.ld + column, h);
+  });
+  team.wait(team_size);
+
+  Steps steps(walk, Op::kBackward);
+  while (true) {
+    const bool more = steps.next();
+    const int64_t stay = more ? (steps.rows() < steps.previous() ? steps.rows() : steps.previous()) : 0;
+    const Range leaving = intersect(mine.batch, stay, steps.previous());
+    const Range staying = intersect(mine.batch, 0, stay);
+    const Range joining = more ? intersect(mine.batch, stay, steps.rows()) : Range{0, 0};
+    state.each_panel(mine, [&](const C* panel, int64_t column, int vectors) {
+      if (leaving.size()) op.leave(state, leaving, now, panel, column, vectors);
+      const auto take = [&](Range rows, int64_t k, bool joined) {
+        each_product<Layout::kRows>(rows, now, state.ld, panel, column, vectors, state.K, k,
+                                    [&](int64_t b, int64_t col, int lanes, Vec<C> product) {
+                                      const Vec<C> h = op.step(steps.offset() + b, b, col, lanes, product, joined);
+                                      store(next + b * state.ld + col, h);
+                                    });
+      };
+      take(staying, state.K, false);
+      take(joining, Op::kBackward ? 0 : state.K, true);
+    });
+    if (!more) return;
+    group.wait(group_size);
+    C* swap = now;
+    now = next;
+    next = swap;
+  }
+}
+
+template <class C, class Op>
+int run_walk(const Walk& walk, const Op& op, int threads) {
+  const Grid grid = plan_recurrence<C>(walk, total_rows(walk), threads);
+  const State<C> state(walk, grid);
+  Scratch<Barrier> barriers(grid.rows + 1);
+  if (!state || !barriers) return 1;
+  for (int i = 0; i <= grid.rows; ++i) barriers.get()[i] = Barrier();
+
+  run_grid(grid, [&](int id, Grid g) {
+    const int64_t vectors = state.columns.vectors();
+    const int width = state.columns.width;
+    const Slice mine{share_batch(walk, g.row(id), g.rows), share(vectors, width, g.col(id), g.cols)};
+    // Threads that own the same columns pack them together.
+    const Range part = share(mine.vectors.size(), width, g.row(id), g.rows);
+    const Slice to_pack{mine.batch, {mine.vectors.begin + part.begin, mine.vectors.begin + part.end}};
+    walk_slice(walk, op, state, mine, to_pack, barriers.get()[g.rows], g.size(), barriers.get()[g.row(id)], g.cols);
+  });
+  return 0;
+}
+
+template <class S, class Act>
+struct ForwardOp {
+  using C = Compute<S>;
+  static constexpr bool kBackward = false;
+  const int64_t H;
+  const S* h0;    // [B, H]
+  const S* w_hh;  // [H, H]
+  S* out;         // [R, H]  in: pre, out: h
+  S* h_n;         // [B, H]
+
+  void pack(int64_t column, int vectors, C* panel) const { pack_transposed(w_hh, H, H, column, vectors, panel); }
+  INLINE Vec<C> start(int64_t b, int64_t column, int lanes) const { return load_lanes(h0 + b * H + column, lanes); }
+  INLINE Vec<C> step(int64_t row, int64_t, int64_t column, int lanes, Vec<C> product, bool) const {
+    S* p = out + row * H + column;
+    const Vec<C> h = round_to<S>(Act::value(load_lanes(p, lanes) + product));
+    store_lanes(p, h, lanes);
+    return h;
+  }
+  void leave(const State<C>& state, Range rows, const C* carry, const C*, int64_t column, int vectors) const {
+    for (int64_t b = rows.begin; b < rows.end; ++b)
+      for (int64_t j = column; j < column + vectors * kLanes<C> && j < H; ++j) narrow(carry[b * state.ld + j], h_n + b * H + j);
+  }
+};
+
+template <class S, class Act>
+struct BackwardOp {
+  using C = Compute<S>;
+  static constexpr bool kBackward = true;
+  const int64_t H;
+  const S* dout;  // [R, H], or null
+  const S* dh_n;  // [B, H], or null
+  const S* w_hh;  // [H, H]
+  const S* out;   // [R, H]
+  S* dpre;        // [R, H]
+  S* dh0;         // [B, H], or null
+
+  void pack(int64_t column, int vectors, C* panel) const {
+    pack_rows<S>([&](int64_t k) { return w_hh + k * H; }, H, H, column, vectors, panel);
+  }
+  INLINE Vec<C> start(int64_t, int64_t, int) const { return Vec<C>{}; }
+  INLINE Vec<C> step(int64_t row, int64_t b, int64_t column, int lanes, Vec<C> product, bool joined) const {
+    if (dout) product += load_lanes(dout + row * H + column, lanes);
+    if (joined && dh_n) product += load_lanes(dh_n + b * H + column, lanes);
+    const Vec<C> h = load_lanes(out + row * H + column, lanes);
+    const Vec<C> g = round_to<S>(Act::backward(product, h));
+    store_lanes(dpre + row * H + column, g, lanes);
+    return g;
+  }
+  void leave(const State<C>& state, Range rows, const C* carry, const C* panel, int64_t column, int vectors) const {
+    if (!dh0) return;
+    each_product<Layout::kRows>(rows, carry, state.ld, panel, column, vectors, H, H,
+                                [&](int64_t b, int64_t col, int lanes, Vec<C> product) {
+                                  store_lanes(dh0 + b * H + col, product, lanes);
+                                });
+  }
+};
+
+template <class S, class Act>
+int forward(const ForwardArgs& args, int threads) {
+  const ForwardOp<S, Act> op{args.walk.H, static_cast<const S*>(args.h0), static_cast<const S*>(args.w_hh),
+                             static_cast<S*>(args.out), static_cast<S*>(args.h_n)};
+  return run_walk<Compute<S>>(args.walk, op, threads);
+}
+
+template <class S, class Act>
+int backward(const BackwardArgs& args, int threads) {
+  const BackwardOp<S, Act> op{args.walk.H,
+                              static_cast<const S*>(args.dout),
+                              static_cast<const S*>(args.dh_n),
+                              static_cast<const S*>(args.w_hh),
+                              static_cast<const S*>(args.out),
+                              static_cast<S*>(args.dpre),
+                              static_cast<S*>(args.dh0)};
+  return run_walk<Compute<S>>(args.walk, op, threads);
+}
+
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

@@ -1,0 +1,109 @@
+// Threads: a team that runs one function, a barrier for it, and how it shares a matrix.
+//
+// OpenMP supplies the threads, because torch's pool is an OpenMP pool too and the two share it. Its barrier costs
+// several microseconds when it goes to sleep, so steps are separated by a spinning one.
+#pragma once
+
+#include <sched.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "vec.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+
+constexpr int64_t kTeamGrain = 256 * 1024;  // FMAs a thread must have per call for waking it (about 2 us) to pay
+
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+inline Range intersect(Range a, int64_t begin, int64_t end) {
+  const Range r{a.begin > begin ? a.begin : begin, a.end < end ? a.end : end};
+  return r.begin < r.end ? r : Range{0, 0};
+}
+
+// Part `i` of `parts` of [0, n), cut at multiples of `grain`.
+inline Range share(int64_t n, int64_t grain, int i, int parts) {
+  const int64_t units = (n + grain - 1) / grain;
+  const int64_t begin = units * i / parts * grain, end = units * (i + 1) / parts * grain;
+  return {begin < n ? begin : n, end < n ? end : n};
+}
+
+// A team seen as rows x cols threads, each owning a slice of the batch and a slice of the columns.
+struct Grid {
+  int rows, cols;
+  int row(int id) const { return id / cols; }
+  int col(int id) const { return id % cols; }
+  int size() const { return rows * cols; }
+};
+
+struct alignas(64) Barrier {
+  int arrived = 0;
+  alignas(64) int phase = 0;
+
+  void wait(int members) {
+    if (members == 1) return;
+    const int now = __atomic_load_n(&phase, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == members) {
+      __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);
+      __atomic_store_n(&phase, now + 1, __ATOMIC_RELEASE);
+      return;
+    }
+    for (int spins = 0; __atomic_load_n(&phase, __ATOMIC_ACQUIRE) == now; ++spins) {
+#if defined(__x86_64__)
+      _mm_pause();
+#endif
+      if (spins > 4000) sched_yield();  // fewer cores than threads: let the late one run
+    }
+  }
+};
+
+// Runs f(id, grid) on every member of the grid. OpenMP may grant fewer threads (a nested region, a thread limit): then
+// one thread owns everything, which gives the same bits.
+template <class F>
+void run_grid(Grid grid, const F& f) {
+#if defined(_OPENMP)
+  if (grid.size() > 1) {
+#pragma omp parallel num_threads(grid.size())
+    {
+      const int id = omp_get_thread_num();
+      if (omp_get_num_threads() == grid.size())
+        f(id, grid);
+      else if (id == 0)
+        f(0, Grid{1, 1});
+    }
+    return;
+  }
+#endif
+  f(0, Grid{1, 1});
+}
+
+// 64-byte aligned scratch memory; null when there is none to be had.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) {
+    if (posix_memalign(&p_, 64, size_t(count > 0 ? count : 1) * sizeof(T)) != 0) p_ = nullptr;
+  }
+  ~Scratch() { free(p_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  explicit operator bool() const { return p_ != nullptr; }
+  T* get() const { return static_cast<T*>(p_); }
+
+ private:
+  void* p_ = nullptr;
+};
+
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

@@ -1,0 +1,104 @@
+// The innermost loop of everything here: a register tile of a matrix product.
+//
+//   C[i, j] (+)= sum_k A(i, k) W[k, j]        i < MR rows, j < NV vectors
+//
+// MR x NV accumulators stay in registers over the whole of k; one element of A is broadcast against NV vectors of
+// W. Every element of C is one chain of fused multiply-adds in the order of k, cut into chunks of kChunk that start
+// from zero. The chain is the same whatever the tile around it looks like, so results are bitwise the same for any
+// batch size, any number of threads and any way of cutting the work. Chunks bound the length over which rounding
+// errors grow.
+//
+// On a machine that issues two FMAs a cycle with a latency of 4, eight accumulators hide the latency; loads are
+// (NV + MR) per MR * NV FMAs, so 12 x 2 needs 14 loads in 12 cycles where the machine could do 24.
+#pragma once
+
+#include "vec.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+
+constexpr int kMaxVectors = 8;                          // widest panel
+constexpr int64_t kChunk = 256;                         // length of an accumulation chain
+constexpr int kMaxRows = kRegisters == 32 ? 12 : 6;     // tallest tile
+constexpr int kAccumulators = kRegisters == 32 ? 24 : 12;  // the rest holds W and the broadcast
+
+constexpr int max_rows(int vectors) {
+  return kAccumulators / vectors < kMaxRows ? (kAccumulators / vectors > 0 ? kAccumulators / vectors : 1) : kMaxRows;
+}
+
+// How A lies in memory: rows contiguous in k (A(i,k) = a[i * ld + k]), or columns contiguous in i
+// (A(i,k) = a[k * ld + i]), which is how a transposed product reads a row-major matrix.
+enum class Layout { kRows, kColumns };
+
+template <class C, Layout layout, int MR, int NV>
+__attribute__((noinline)) void tile(const C* a, int64_t lda,  // A, see Layout
+                                    const C* w, int64_t ldw,  // [K, NV vectors], row stride ldw
+                                    int64_t K,
+                                    C* c) {  // [MR, NV vectors], dense
+  constexpr int L = kLanes<C>;
+  // One pointer for three rows: x86 addresses p, p + ld and p + 2 ld from it, so 12 rows take 5 registers. Left to
+  // itself the compiler keeps a pointer a row and spills: 206 instead of 231 GF/s at 12 x 2 where the FMA peak is 240.
+  // The empty asm keeps it from undoing this.
+  const C *a0 = a, *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
+  const int64_t step = layout == Layout::kRows ? 1 : lda;
+  Vec<C> acc[MR][NV] = {};
+  for (int64_t begin = 0; begin < K; begin += kChunk) {
+    const int64_t end = K - begin < kChunk ? K : begin + kChunk;
+    if (begin > 0) {
+      for (int i = 0; i < MR; ++i)
+        for (int j = 0; j < NV; ++j) {
+          C* out = c + (i * NV + j) * L;
+          store(out, begin == kChunk ? acc[i][j] : load(out) + acc[i][j]);
+          acc[i][j] = Vec<C>{};
+        }
+    }
+    for (int64_t k = begin; k < end; ++k) {
+      Vec<C> wk[NV];
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) wk[j] = load(w + j * L);
+      w += ldw;
+#pragma GCC unroll 12
+      for (int i = 0; i < MR; ++i) {
+        const C* group = i < 3 ? a0 : i < 6 ? a3 : i < 9 ? a6 : a9;
+        const Vec<C> aik = broadcast(layout == Layout::kRows ? group[(i % 3) * lda] : a0[i]);
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) acc[i][j] += aik * wk[j];
+      }
+      a0 += step;
+      a3 += step;
+      a6 += step;
+      a9 += step;
+      asm("" : "+r"(a0), "+r"(a3), "+r"(a6), "+r"(a9));
+    }
+  }
+  for (int i = 0; i < MR; ++i)
+    for (int j = 0; j < NV; ++j) {
+      C* out = c + (i * NV + j) * L;
+      store(out, K > kChunk ? load(out) + acc[i][j] : acc[i][j]);
+    }
+}
+
+template <class C>
+using TileFn = void (*)(const C*, int64_t, const C*, int64_t, int64_t, C*);
+
+template <class C, Layout layout, int NV, int MR>
+TileFn<C> pick_rows(int rows) {
+  if constexpr (MR < max_rows(NV)) {
+    if (rows > MR) return pick_rows<C, layout, NV, MR + 1>(rows);
+  }
+  return tile<C, layout, MR, NV>;
+}
+
+// The kernel for a tile of `rows` (at most max_rows(vectors)) by `vectors` (1, 2, 4 or 8).
+template <class C, Layout layout>
+TileFn<C> pick_tile(int rows, int vectors) {
+  switch (vectors) {
+    case 1: return pick_rows<C, layout, 1, 1>(rows);
+    case 2: return pick_rows<C, layout, 2, 1>(rows);
+    case 4: return pick_rows<C, layout, 4, 1>(rows);
+    default: return pick_rows<C, layout, 8, 1>(rows);
+  }
+}
+
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

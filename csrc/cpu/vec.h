@@ -1,0 +1,240 @@
+// Short vectors, one width per instruction set, written with the compiler's vector extension so that the
+// same source builds for SSE2, AVX2+FMA, AVX-512 and NEON. Everything lives in a namespace named after the
+// instruction set (RNNFAST_ISA): the same inline function compiled for two of them must never be merged by
+// the linker, or a machine without AVX-512 would be handed AVX-512 code. For the same reason no C++ library
+// header with inline functions is included below this line of the house.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__) || defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kRegisters = 32;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kRegisters = 16;
+#endif
+
+// Storage types. The 16-bit ones are only stored; all arithmetic on them is float32.
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+template <class S>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <class S>
+using Compute = typename ComputeOf<S>::type;
+
+template <class C>
+constexpr int kLanes = kVectorBytes / int(sizeof(C));
+
+template <class C>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VecOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t bits __attribute__((vector_size(kVectorBytes)));
+};
+template <class C>
+using Vec = typename VecOf<C>::type;
+template <class C>
+using Bits = typename VecOf<C>::bits;
+
+typedef uint16_t U16 __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t U32 __attribute__((vector_size(kVectorBytes)));
+
+template <class To, class From>
+INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <class C>
+INLINE Vec<C> broadcast(C value) {
+  return value - Vec<C>{};  // -0.0 and NaN survive: x - 0 == x
+}
+
+// ---- one value -------------------------------------------------------------------------------------
+
+INLINE float widen(float v) { return v; }
+INLINE double widen(double v) { return v; }
+INLINE float widen(bf16 v) { return bit_cast<float>(uint32_t(v.bits) << 16); }
+INLINE float widen(f16 v) {
+  const uint32_t magnitude = v.bits & 0x7fffu;
+  float f = bit_cast<float>(magnitude << 13) * 0x1p112f;  // rebias; right for subnormals too
+  if (magnitude >= 0x7c00u) f = bit_cast<float>(bit_cast<uint32_t>(f) | 0x7f800000u);
+  return bit_cast<float>(bit_cast<uint32_t>(f) | (uint32_t(v.bits & 0x8000u) << 16));
+}
+
+INLINE void narrow(float v, float* p) { *p = v; }
+INLINE void narrow(double v, double* p) { *p = v; }
+INLINE void narrow(float v, bf16* p) {  // round to nearest even
+  const uint32_t u = bit_cast<uint32_t>(v);
+  p->bits = v != v ? 0x7fc0 : uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+INLINE void narrow(float v, f16* p) {  // round to nearest even
+  const uint32_t u = bit_cast<uint32_t>(v), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+  uint32_t h;
+  if (magnitude > 0x7f800000u)
+    h = 0x7e00u;
+  else if (magnitude >= 0x477ff000u)  // 65520 and above round to infinity
+    h = 0x7c00u;
+  else if (magnitude < 0x38800000u)  // subnormal: adding 0.5 leaves the rounded result in the low bits
+    h = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  else
+    h = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  p->bits = uint16_t(h | sign);
+}
+
+// ---- a vector --------------------------------------------------------------------------------------
+
+template <class C>
+INLINE Vec<C> load(const C* p) {
+  Vec<C> v;
+  memcpy(&v, p, sizeof(v));
+  return v;
+}
+template <class C>
+INLINE void store(C* p, Vec<C> v) {
+  memcpy(p, &v, sizeof(v));
+}
+
+INLINE Vec<float> load(const bf16* p) {
+  U16 narrow_bits;
+  memcpy(&narrow_bits, p, sizeof(narrow_bits));
+  return bit_cast<Vec<float>>(__builtin_convertvector(narrow_bits, U32) << 16);
+}
+INLINE void store(bf16* p, Vec<float> v) {
+  const U32 u = bit_cast<U32>(v);
+  const U32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const U32 bits = (v != v) ? (u - u + 0x7fc0u) : rounded;
+  const U16 narrow_bits = __builtin_convertvector(bits, U16);
+  memcpy(p, &narrow_bits, sizeof(narrow_bits));
+}
+
+INLINE Vec<float> load(const f16* p) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__) && defined(__F16C__)
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  Vec<float> v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = widen(p[i]);
+  return v;
+#endif
+}
+INLINE void store(f16* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__AVX2__) && defined(__F16C__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) narrow(v[i], p + i);
+#endif
+}
+
+// ---- the first n lanes of a vector, 0 <= n <= lanes; nothing outside them is touched ---------------
+
+template <class S>
+INLINE Vec<Compute<S>> load_n(const S* p, int n) {
+  S lanes[kLanes<Compute<S>>];
+  memset(lanes, 0, sizeof(lanes));
+  memcpy(lanes, p, size_t(n) * sizeof(S));
+  return load(lanes);
+}
+template <class S>
+INLINE void store_n(S* p, Vec<Compute<S>> v, int n) {
+  S lanes[kLanes<Compute<S>>];
+  store(lanes, v);
+  memcpy(p, lanes, size_t(n) * sizeof(S));
+}
+#if defined(__AVX512F__)
+template <>
+INLINE Vec<float> load_n(const float* p, int n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1u), p);
+}
+template <>
+INLINE void store_n(float* p, Vec<float> v, int n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1u), (__m512)v);
+}
+template <>
+INLINE Vec<double> load_n(const double* p, int n) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1u), p);
+}
+template <>
+INLINE void store_n(double* p, Vec<double> v, int n) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1u), (__m512d)v);
+}
+#endif
+
+template <class S>
+INLINE Vec<Compute<S>> load_lanes(const S* p, int lanes) {
+  return lanes == kLanes<Compute<S>> ? load(p) : load_n(p, lanes);
+}
+template <class S>
+INLINE void store_lanes(S* p, Vec<Compute<S>> v, int lanes) {
+  if (lanes == kLanes<Compute<S>>)
+    store(p, v);
+  else
+    store_n(p, v, lanes);
+}
+
+// What a value becomes when it is written as S and read again.
+template <class S>
+INLINE Vec<Compute<S>> round_to(Vec<Compute<S>> v) {
+  S lanes[kLanes<Compute<S>>];
+  store(lanes, v);
+  return load(lanes);
+}
+template <>
+INLINE Vec<float> round_to<float>(Vec<float> v) {
+  return v;
+}
+template <>
+INLINE Vec<double> round_to<double>(Vec<double> v) {
+  return v;
+}
+
+template <class C>
+INLINE C horizontal_sum(Vec<C> v) {  // a fixed tree: halves, quarters, ...
+  C lanes[kLanes<C>];
+  store(lanes, v);
+  for (int half = kLanes<C> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

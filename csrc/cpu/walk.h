@@ -1,0 +1,77 @@
+// The walk over the rows of a batch of sequences, one step after the other, in either direction.
+//
+// At each step the batch is a prefix of [0, B). Walking towards shorter prefixes sequences leave, walking towards
+// longer ones they join; a dense batch is the case in which nobody does either.
+#pragma once
+
+#include "../recurrence.h"
+#include "team.h"
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+
+class Steps {
+ public:
+  // `backward` walks against the direction of the forward pass.
+  Steps(const Walk& walk, bool backward) : walk_(walk), descending_(walk.reverse != backward) {
+    step_ = descending_ ? walk.T : -1;
+    offset_ = 0;
+    if (descending_)
+      for (int64_t t = 0; t < walk.T; ++t) offset_ += rows_at(t);
+  }
+
+  bool next() {
+    previous_ = rows_;
+    if (descending_) {
+      if (--step_ < 0) return false;
+      rows_ = rows_at(step_);
+      offset_ -= rows_;
+    } else {
+      if (step_ >= 0) offset_ += rows_;
+      if (++step_ >= walk_.T) return false;
+      rows_ = rows_at(step_);
+    }
+    return true;
+  }
+
+  int64_t rows() const { return rows_; }          // sequences at this step: [0, rows)
+  int64_t previous() const { return previous_; }  // ... and at the one before; 0 at first
+  int64_t offset() const { return offset_; }      // row of sequence 0 at this step
+
+ private:
+  int64_t rows_at(int64_t t) const { return walk_.batch_sizes ? walk_.batch_sizes[t] : walk_.B; }
+
+  const Walk& walk_;
+  bool descending_;
+  int64_t step_, offset_, rows_ = 0, previous_ = 0;
+};
+
+inline int64_t total_rows(const Walk& walk) {
+  if (!walk.batch_sizes) return walk.T * walk.B;
+  int64_t rows = 0;
+  for (int64_t t = 0; t < walk.T; ++t) rows += walk.batch_sizes[t];
+  return rows;
+}
+
+// Part `i` of `parts` of the batch, so that each part has about the same number of rows over all steps. Sequences are
+// sorted by length, so equal counts of sequences would leave the last threads idle.
+inline Range share_batch(const Walk& walk, int i, int parts) {
+  if (!walk.batch_sizes) return share(walk.B, 1, i, parts);
+  const int64_t total = total_rows(walk);
+  Range range{0, walk.B};
+  int64_t rows = 0, length = walk.T;  // length of sequence b: the number of steps with more than b rows
+  for (int64_t b = 0; b < walk.B; ++b) {
+    while (length > 0 && walk.batch_sizes[length - 1] <= b) --length;
+    if (rows < total * i / parts) range.begin = b + 1;
+    rows += length;
+    if (rows >= total * (i + 1) / parts) {
+      range.end = i + 1 == parts ? walk.B : b + 1;
+      break;
+    }
+  }
+  if (i == 0) range.begin = 0;
+  return range;
+}
+
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast

@@ -1,0 +1,103 @@
+// The kernel contract in C. Everything under csrc is torch-free: raw pointers, sizes and a thread count.
+//
+// Notation: T steps, B sequences, I inputs, H hidden units, R rows. Matrices are dense and row-major. Rows are
+// time-major: a dense batch has R = T * B rows; a packed one has batch_sizes[t] rows at step t, non-increasing,
+// batch_sizes[0] = B. `reverse` walks the same rows from the last step to the first: sequences then start late,
+// at the first step that has a row for them, from their row of h0.
+//
+//   forward    h_t = act(pre_t + h_{t-1} W_hh^T),  pre = x W_ih^T + b_ih + b_hh
+//   backward   dpre_t = (dout_t + dpre_{t+1} W_hh) act'(h_t);  act' from h alone: tanh' = 1 - h^2, relu' = [h > 0]
+//
+// Every function returns 0, or 1 when scratch memory could not be had (nothing useful is written then).
+#pragma once
+
+#include <stdint.h>
+
+namespace rnnfast {
+
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+enum class Activation : int { kTanh = 0, kRelu = 1 };
+
+struct Walk {
+  int64_t T, B, H;
+  const int64_t* batch_sizes;  // [T], or null: B rows at every step
+  bool reverse;
+};
+
+struct ForwardArgs {
+  DType dtype;
+  Activation activation;
+  Walk walk;
+  const void* h0;    // [B, H]
+  const void* w_hh;  // [H, H]
+  void* out;         // [R, H]  in: pre, out: h
+  void* h_n;         // [B, H]  out
+};
+
+struct BackwardArgs {
+  DType dtype;
+  Activation activation;
+  Walk walk;
+  const void* dout;  // [R, H], or null for zeros
+  const void* dh_n;  // [B, H], or null for zeros
+  const void* w_hh;  // [H, H]
+  const void* out;   // [R, H]
+  void* dpre;        // [R, H]  out
+  void* dh0;         // [B, H]  out, or null
+};
+
+// c = a b + bias0 + bias1, with b = w^T ([N, K] given) or b = w ([K, N] given).
+struct ProductArgs {
+  DType dtype;
+  int64_t R, N, K;
+  const void* a;      // [R, K]
+  const void* w;      // [N, K] if transposed, else [K, N]
+  bool transposed;
+  const void* bias0;  // [N], or null
+  const void* bias1;  // [N], or null
+  void* c;            // [R, N]
+};
+
+// c = a^T b: the weight gradient, a sum over rows. Row r of b is b[index[r]], or b_start[~index[r]] where the index is
+// negative, so that the previous hidden state of every row is found without a copy; a null index means b[r].
+struct GradientArgs {
+  DType dtype;
+  int64_t R, M, N;
+  const void* a;         // [R, M]
+  const void* b;         // [rows, N]
+  const void* b_start;   // [B, N], or null
+  const int64_t* index;  // [R], or null
+  void* c;               // [M, N]
+  void* a_sum;           // [M] column sums of a (the bias gradient), or null
+};
+
+// out = act(x W_ih^T + h W_hh^T + b_ih + b_hh), one accumulator over both products.
+struct StepArgs {
+  DType dtype;
+  Activation activation;
+  int64_t B, I, H;
+  const void* x;     // [B, I]
+  const void* h;     // [B, H]
+  const void* w_ih;  // [H, I]
+  const void* w_hh;  // [H, H]
+  const void* b_ih;  // [H], or null
+  const void* b_hh;  // [H], or null
+  void* out;         // [B, H]
+};
+
+// What one instruction set provides.
+struct Kernels {
+  const char* name;
+  int (*forward)(const ForwardArgs&, int threads);
+  int (*backward)(const BackwardArgs&, int threads);
+  int (*product)(const ProductArgs&, int threads);
+  int (*gradient)(const GradientArgs&, int threads);
+  int (*step)(const StepArgs&, int threads);
+  double (*fma_peak)(int threads, double seconds);                           // flop/s, float32
+  double (*read_bandwidth)(int64_t bytes, int threads, double seconds);      // bytes/s
+};
+
+// index[r] of GradientArgs for the previous hidden state of every row of a walk.
+void previous_rows(const Walk& walk, int64_t* index /* [R] */);
+
+}  // namespace rnnfast
