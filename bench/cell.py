@@ -1,0 +1,63 @@
+"""One cell: everybody who can run a case is checked against float64, and those who are right are timed
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Optional
+
+import torch
+
+from bench import recurrence, roofline
+from bench.inputs import Inputs, make_inputs, wrong
+from bench.peers.base import Peer
+from bench.shapes import Case
+from bench.timing import Budget, alternate
+
+
+def measure(
+    case: Case, peers: Mapping[str, Peer], budget: Budget, machine: Optional[roofline.Machine] = None
+) -> dict:
+    """The cell as it goes into the JSON file (see `bench.store`)."""
+    results: dict[str, dict] = {}
+    calls: dict[str, Callable[[], object]] = {}
+    inputs = make_inputs(case)
+    for name, peer in peers.items():
+        results[name], call = check(case, peer, inputs)
+        if call is not None:
+            calls[name] = call
+
+    bound = roofline.bound(case, machine) if machine else None
+    synchronize = torch.cuda.synchronize if case.device == "cuda" else lambda: None
+    timed = alternate(calls, budget, synchronize=synchronize) if calls else {}
+    for name, measured in timed.items():
+        results[name].update(vars(measured), gflops=case.flops / measured.median / 1e9)
+        if bound:
+            results[name]["fraction"] = bound.seconds / measured.median
+
+    cell = {"case": case.to_dict(), "flops": case.flops, "results": results}
+    if bound:
+        cell.update(bytes=bound.bytes, bound=bound.name, bound_seconds=bound.seconds)
+    if machine and recurrence.applies(case):
+        seconds = recurrence.seconds_per_call(case, budget.seconds)
+        flops = recurrence.flops(case)
+        cell["recurrence"] = {"seconds": seconds, "fraction_of_peak": flops / seconds / machine.fma_peak}
+    return cell
+
+
+def check(case: Case, peer: Peer, inputs: Inputs) -> tuple[dict, Optional[Callable[[], object]]]:
+    """The start of a result, and what to time: None unless the contender computes the right thing."""
+    for status, reason in (("unavailable", peer.available), ("refused", lambda: peer.refuses(case))):
+        why = reason()
+        if why is not None:
+            return {"status": status, "reason": why}, None
+    try:
+        prepared = peer.prepare(case, inputs)
+        output, gradients = prepared.unpack(prepared.call())
+    except Exception as error:  # other people's libraries raise what they like; the others are still measured
+        return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}, None
+    why = wrong(case, output, gradients)
+    if why is not None:
+        return {"status": "wrong", "reason": why}, None
+    return {"status": "timed", "compile_seconds": prepared.compile_seconds}, prepared.call

@@ -1,0 +1,69 @@
+"""Peak memory of training, one process a contender: `python -m bench.memory NAME` prints bytes.
+
+What is counted is what a training step adds to a process that already holds the library, the inputs and the
+parameters: the highest resident size during three steps minus the resident size before the first. A tiny
+case runs first, so that thread pools and code do not count. Linux only, as it needs its resettable peak.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Optional
+
+from bench.shapes import Case
+
+CASE = Case(1000, 32, 256, 256, training=True)
+
+
+def unavailable() -> Optional[str]:
+    return (
+        None
+        if Path("/proc/self/clear_refs").exists()
+        else "the system has no resettable peak of resident memory"
+    )
+
+
+def of(name: str, threads: int, environment: dict[str, str]) -> dict:
+    """{"bytes": n} or {"reason": ...}, measured in a new process."""
+    command = [sys.executable, "-m", "bench.memory", name, str(threads)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        return {"reason": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+    return {"bytes": int(done.stdout.split()[-1]), "case": CASE.key}
+
+
+def main(name: str, threads: int) -> int:
+    import torch
+
+    from bench.inputs import make_inputs
+    from bench.peers import PEERS
+
+    torch.set_num_threads(threads)
+    peer = PEERS[name]
+    why = peer.available() or peer.refuses(CASE)
+    if why:
+        print(why, file=sys.stderr)
+        return 1
+    tiny = Case(2, 2, 8, 8, training=True, threads=threads)
+    peer.prepare(tiny, make_inputs(tiny)).call()
+    prepared = peer.prepare(CASE, make_inputs(CASE))
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at the present size
+    for _ in range(3):
+        prepared.call()
+    print(_status("VmHWM") - before)
+    return 0
+
+
+def _status(field: str) -> int:
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match, f"no {field} in /proc/{os.getpid()}/status"
+    return int(match[1]) * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

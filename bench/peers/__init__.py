@@ -1,0 +1,41 @@
+"""The contenders, by name, in the order in which tables show them."""
+
+from __future__ import annotations
+
+from bench.peers.base import Peer, Prepared
+from bench.peers.flaggems_rnn import FlagGemsRNN
+from bench.peers.jax_scan import JaxScan
+from bench.peers.onnxruntime_rnn import OnnxRuntimeRNN
+from bench.peers.openvino_rnn import OpenVinoRNN
+from bench.peers.rnnfast_rnn import Rnnfast
+from bench.peers.torch_cell_loop import TorchCellLoop
+from bench.peers.torch_compile_loop import TorchCompileLoop
+from bench.peers.torch_rnn import TorchRNN
+from bench.peers.xma_rnn import XmaRNN
+
+__all__ = ["OURS", "PEERS", "Peer", "Prepared", "default_peers"]
+
+PEERS: dict[str, Peer] = {
+    peer.name: peer
+    for peer in [
+        Rnnfast("auto"),
+        Rnnfast("cpu"),
+        Rnnfast("aten"),
+        Rnnfast("eager"),
+        TorchRNN(),
+        TorchCellLoop(),
+        TorchCompileLoop(),
+        OnnxRuntimeRNN(),
+        OpenVinoRNN(),
+        JaxScan(),
+        FlagGemsRNN(),
+        XmaRNN(),
+    ]
+}
+
+OURS = tuple(name for name in PEERS if name.startswith("rnnfast"))
+
+
+def default_peers() -> list[str]:
+    """Everybody but the eager backend, the fallback that is not meant to be fast."""
+    return [name for name in PEERS if name != "rnnfast-eager"]

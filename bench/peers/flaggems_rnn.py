@@ -1,0 +1,43 @@
+"""FlagGems: torch.nn.RNN with FlagGems' Triton operators in place of cuDNN. CUDA only.
+
+Fair: the same module and call as the torch.nn adapter, inside FlagGems' own `use_gems` context, so that its
+rnn_tanh takes the place of torch's. Not run by the project yet on a machine that has it; the check against
+float64 comes before any timing here as everywhere.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any, Optional
+
+import torch
+
+from bench.inputs import Inputs
+from bench.peers.base import Peer, Prepared
+from bench.peers.modules import prepare_modules
+from bench.shapes import Case
+
+
+class FlagGemsRNN(Peer):
+    name = "flaggems"
+
+    def available(self) -> Optional[str]:
+        if find_spec("flag_gems") is None:
+            return "not installed: flag_gems"
+        return None if torch.cuda.is_available() else "no CUDA device"
+
+    def refuses(self, case: Case) -> Optional[str]:
+        if case.device != "cuda":
+            return "CUDA only"
+        return "no RNNCell operator of its own" if case.kind == "step" else None
+
+    def prepare(self, case: Case, inputs: Inputs) -> Prepared:
+        import flag_gems
+
+        plain = prepare_modules(case, inputs, torch.nn.RNN, torch.nn.RNNCell)
+
+        def call() -> Any:
+            with flag_gems.use_gems():
+                return plain.call()
+
+        return Prepared(call, plain.unpack)

@@ -1,0 +1,31 @@
+"""rnnfast.RNN and rnnfast.RNNCell: with backend="auto", and with each backend by name.
+
+Called exactly as the torch.nn adapter calls torch's modules. A named backend never falls back: it runs or
+its cell says why not.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Optional
+
+import rnnfast
+from bench.inputs import Inputs
+from bench.peers.base import Peer, Prepared
+from bench.peers.modules import prepare_modules
+from bench.shapes import Case
+from rnnfast import dispatch
+
+
+class Rnnfast(Peer):
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.name = "rnnfast" if backend == "auto" else f"rnnfast-{backend}"
+
+    def available(self) -> Optional[str]:
+        return None if self.backend == "auto" else dispatch.unavailable(self.backend)
+
+    def prepare(self, case: Case, inputs: Inputs) -> Prepared:
+        rnn = partial(rnnfast.RNN, backend=self.backend)
+        cell = partial(rnnfast.RNNCell, backend=self.backend)
+        return prepare_modules(case, inputs, rnn, cell)

@@ -1,0 +1,26 @@
+"""torch.nn.RNN and torch.nn.RNNCell, eager: ATen's operators on the CPU, cuDNN on CUDA.
+
+Fair: called as everybody calls it, time-major (its native order), weights in the module, oneDNN and MKL as
+the build of torch has them, no dropout. Inference runs under no_grad.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+
+from bench.inputs import Inputs
+from bench.peers.base import Peer, Prepared
+from bench.peers.modules import prepare_modules
+from bench.shapes import Case
+
+
+class TorchRNN(Peer):
+    name = "torch-rnn"
+
+    def available(self) -> Optional[str]:
+        return None
+
+    def prepare(self, case: Case, inputs: Inputs) -> Prepared:
+        return prepare_modules(case, inputs, torch.nn.RNN, torch.nn.RNNCell)

@@ -1,0 +1,55 @@
+"""The forward recurrence alone, without the input product: how much of the FMA peak the kernel itself
+reaches.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+
+from bench.inputs import make_inputs
+from bench.shapes import Case
+from bench.timing import Budget, alternate
+from rnnfast import reference
+
+
+def applies(case: Case) -> bool:
+    """The target is on dense float32 sequences with 8 rows or more."""
+    plain = case.kind == "sequence" and case.layout == "dense" and case.dtype == "float32"
+    return plain and not case.training and case.batch >= 8 and case.steps > 1 and case.device == "cpu"
+
+
+def unavailable() -> Optional[str]:
+    try:
+        _kernel()
+    except (ImportError, AttributeError) as error:
+        return f"no recurrence kernel: {error}"
+    return None
+
+
+def flops(case: Case) -> float:
+    return 2.0 * case.steps * case.batch * case.hidden_size**2
+
+
+def seconds_per_call(case: Case, seconds: float) -> float:
+    """Median time of one call. Raises RuntimeError when its result is wrong."""
+    inputs = make_inputs(case)
+    _, w_hh, b_ih, b_hh = inputs.layer(0, 0)
+    h0, kernel = inputs.h0[0], _kernel()
+    pre = torch.nn.functional.linear(inputs.x, inputs.layer(0, 0)[0], b_ih + b_hh)
+    rows = pre.reshape(-1, case.hidden_size).clone()
+    kernel(rows, h0, w_hh, case.nonlinearity, None, False)
+    doubles = [t.double() for t in (pre, h0, torch.eye(case.hidden_size), w_hh)]
+    want, _ = reference.rnn_sequence(*doubles, None, None, case.nonlinearity)
+    if not (rows.view_as(want) - want).abs().max() < 1e-4:
+        raise RuntimeError(f"the recurrence kernel is wrong at {case.key}")
+    # The result overwrites the input. Feeding it back in costs the same: values stay in range.
+    call = {"recurrence": lambda: kernel(rows, h0, w_hh, case.nonlinearity, None, False)}
+    return alternate(call, Budget(seconds=seconds))["recurrence"].median
+
+
+def _kernel():  # type: ignore[no-untyped-def]
+    from rnnfast.backends.cpu import CpuBackend
+
+    return CpuBackend().recurrence_forward

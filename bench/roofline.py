@@ -1,0 +1,140 @@
+"""What the machine allows: measured peaks, and the time that a case cannot be faster than.
+
+The bound of a case is the largest of three times:
+
+- arithmetic: its flops over the measured FMA peak;
+- traffic: W_hh is read once a step (and once more a step in backward), from the smallest cache level that
+  holds it, all threads' caches taken together; every other tensor is read or written once in each pass,
+  from the level that holds them all, and what lies between input and output (the hoisted input product)
+  never leaves the caches. Bytes over the measured read bandwidth of these levels;
+- latency: T times the measured time of a step with almost no work in it (B = H = 1), as each step waits for
+  the one before.
+
+It is a bound on the sequence as a whole, input product included. The price of a Python call is not part of
+it, so the fraction reached is low where T is 1. The FMA peak is float32's also for bfloat16 cells: with
+hardware for bfloat16 the fraction can exceed 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from bench.shapes import Case
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+# Per core, where the system does not tell: the smallest in common use.
+TYPICAL = {"L1": 32 << 10, "L2": 512 << 10, "L3": 8 << 20}
+LEVELS = ("L1", "L2", "L3", "DRAM")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Peaks at one thread count. `capacity` in bytes, over all threads; DRAM has none."""
+
+    threads: int
+    fma_peak: float  # flop/s, float32
+    bandwidth: dict[str, float]  # byte/s, by level
+    capacity: dict[str, int]
+    step_latency: float  # seconds
+
+    def level(self, size: float) -> str:
+        """The smallest level that holds `size` bytes."""
+        return next((name for name in LEVELS[:-1] if size <= self.capacity[name]), "DRAM")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Bound:
+    seconds: float
+    name: str  # "arithmetic", "latency" or the level whose bandwidth it is
+    bytes: float
+
+
+def unavailable() -> Optional[str]:
+    """Why the machine's peaks cannot be measured, or None."""
+    try:
+        _native()
+    except (ImportError, AttributeError) as error:
+        return f"the roofline needs the probes of the compiled extension: {error}"
+    return None
+
+
+def measure(threads: int, seconds: float = 0.3) -> Machine:
+    """Takes about ten times `seconds`."""
+    fma_peak, read_bandwidth = _native()
+    capacity = cache_sizes(threads)
+    # Half of a level for each private cache; well out of L2 but far from filling a shared L3; beyond it.
+    probes = {
+        "L1": capacity["L1"] // 2,
+        "L2": capacity["L2"] // 2,
+        "L3": min(capacity["L3"] // 2, 8 * capacity["L2"]),
+        "DRAM": min(2 * capacity["L3"], 1 << 30),
+    }
+    # A core needs a moment of work before it runs at the frequency that it will keep.
+    fma_peak(threads, seconds)
+    return Machine(
+        threads=threads,
+        fma_peak=fma_peak(threads, seconds),
+        bandwidth={level: read_bandwidth(size, threads, seconds) for level, size in probes.items()},
+        capacity=capacity,
+        step_latency=_step_latency(seconds),
+    )
+
+
+def bound(case: Case, machine: Machine) -> Bound:
+    item = BYTES[case.dtype]
+    T, H, D = case.steps, case.hidden_size, case.directions
+    weights, streams, recurrent = 0.0, 0.0, 0.0
+    for layer in range(case.layers):
+        width = case.input_size if layer == 0 else H * D
+        weights += D * H * (width + H + 2) * item
+        per_row = width + H  # x in, h out
+        if case.training:
+            per_row += width + 2 * H  # x, h and the gradient of h in
+            per_row += width if layer > 0 else 0  # the gradient of the layer below out
+        streams += D * case.rows * per_row * item
+        recurrent += D * T * H * H * item * (2 if case.training else 1)
+    streams += weights * (2 if case.training else 1)
+
+    w_level = machine.level(H * H * item)
+    s_level = machine.level(weights + streams)
+    w_time = recurrent / machine.bandwidth[w_level]
+    s_time = streams / machine.bandwidth[s_level]
+    chain = T * case.layers * machine.step_latency * (2 if case.training else 1)
+    bounds = {
+        "arithmetic": case.flops / machine.fma_peak,
+        (w_level if w_time >= s_time else s_level): w_time + s_time,
+        "latency": chain,
+    }
+    name = max(bounds, key=lambda key: bounds[key])
+    return Bound(bounds[name], name, recurrent + streams)
+
+
+def cache_sizes(threads: int) -> dict[str, int]:
+    """Bytes of data cache at each level that `threads` threads have between them."""
+    sizes = {"L1": TYPICAL["L1"] * threads, "L2": TYPICAL["L2"] * threads, "L3": TYPICAL["L3"]}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if (index / "type").read_text().strip() == "Instruction":
+            continue
+        level = "L" + (index / "level").read_text().strip()
+        size = int((index / "size").read_text().strip().removesuffix("K")) << 10
+        if level in sizes:
+            sizes[level] = size if level == "L3" else size * threads
+    return sizes
+
+
+def _native() -> tuple[Any, Any]:
+    from rnnfast import _cpu  # type: ignore[attr-defined]
+
+    return _cpu.fma_peak, _cpu.read_bandwidth
+
+
+def _step_latency(seconds: float) -> float:
+    from bench.recurrence import seconds_per_call
+
+    steps = 1000
+    return seconds_per_call(Case(steps, 1, 1, 1), seconds) / steps

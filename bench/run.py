@@ -1,0 +1,108 @@
+"""Measure: `python -m bench.run [--suite core|quick|cpu|gpu] [--peers ...] [--threads ...] [--filter ...]
+[--json FILE]`.
+
+Every contender is checked against a float64 reference before it is timed; a wrong result is reported as
+wrong and has no time. Results are kept in the JSON file cell by cell: run the same command again to go on
+after an interruption. Exit status: 0, or 1 when a backend of ours computed something wrong or failed, or a
+worker died.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from bench import environment, memory, recurrence, roofline, table, targets
+from bench.options import parser
+from bench.peers import OURS, PEERS
+from bench.shapes import Case, select
+from bench.store import Store
+from bench.worker import environment_for
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    options.json = options.json or f"out/bench-{options.suite}.json"
+    cases = select(options.suite, options.threads, options.filter)
+    if not cases:
+        parser().error(f"no case of suite {options.suite} has all of the words {options.filter!r}")
+    if options.suite == "gpu" and not torch.cuda.is_available():
+        parser().error("the suite gpu needs a CUDA device, and torch sees none")
+    path = Path(options.json)
+    try:
+        Store(path, environment.describe())
+    except ValueError as error:
+        parser().error(str(error))
+
+    died = []
+    for threads in sorted({case.threads for case in cases}):
+        if subprocess.run(_worker(options, threads), env=environment_for(threads)).returncode != 0:
+            died.append(threads)
+    store = Store(path, environment.describe())
+    if options.suite in ("core", "cpu") and not options.no_memory:
+        _measure_memory(store, options.peers)
+
+    wanted = {case.key for case in cases}
+    cells = {key: cell for key, cell in store.data["cells"].items() if key in wanted}
+    print(summary(store.data, cells, options.suite == "core"))
+    print(f"\nresults: {path}")
+    for threads in died:
+        print(f"the worker with {threads} thread(s) died: the same command takes up where it stopped")
+    broken = [r for cell in cells.values() for n, r in cell["results"].items() if n in OURS]
+    return int(bool(died) or any(r["status"] in ("wrong", "failed") for r in broken))
+
+
+def _worker(options, threads: int) -> list[str]:  # type: ignore[no-untyped-def]
+    command = [sys.executable, "-m", "bench.worker", "--pool", str(threads), "--json", options.json]
+    command += ["--suite", options.suite, "--filter", options.filter, "--peers", *options.peers]
+    command += ["--threads", *map(str, options.threads)] if options.threads else []
+    command += ["--seconds", str(options.seconds)] if options.seconds is not None else []
+    return command
+
+
+def _measure_memory(store: Store, names: list[str]) -> None:
+    if memory.unavailable():
+        return
+    able = [n for n in names if PEERS[n].available() is None and PEERS[n].refuses(memory.CASE) is None]
+    for name in tqdm(able, desc="memory", unit="process", disable=None):
+        if name not in store.data["memory"]:
+            threads = memory.CASE.threads
+            store.put("memory", name, memory.of(name, threads, environment_for(threads)))
+
+
+def summary(data: dict, cells: dict[str, dict], with_targets: bool) -> str:
+    """Everything a run prints at its end."""
+    blocks = [table.render(table.HEADER, (table.row(key, cell) for key, cell in cells.items()))]
+    blocks += ["\n".join(table.problems(cells))]
+    for threads, machine in data["roofline"].items():
+        rates = ", ".join(f"{level} {rate / 1e9:.0f}" for level, rate in machine["bandwidth"].items())
+        peak, step = machine["fma_peak"] / 1e9, machine["step_latency"] * 1e9
+        blocks.append(
+            f"measured peaks, {threads} thread(s): {peak:.0f} GF/s FMA; reading, GB/s: {rates}; "
+            f"a step of nothing {step:.0f} ns"
+        )
+    if not data["roofline"]:
+        blocks.append(str(roofline.unavailable()))
+    if recurrence.unavailable():
+        blocks.append(str(recurrence.unavailable()))
+    if data["memory"]:
+        lines = [
+            [name, f"{found['bytes'] / 2**20:.0f} MiB" if "bytes" in found else found["reason"]]
+            for name, found in data["memory"].items()
+        ]
+        blocks.append(table.render((f"peak memory, {_plain(memory.CASE)}", ""), lines))
+    if with_targets:
+        blocks.append(table.render(("target", "wanted", "measured", ""), targets.check(data)))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _plain(case: Case) -> str:
+    return f"{case.mode} at {case.shape}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

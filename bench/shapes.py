@@ -1,0 +1,174 @@
+"""The cases: one `Case` is one problem in one mode; a suite is a list of cases.
+
+The whole grid is T {1, 35, 100, 1000} x B {1, 8, 32, 64, 256} x H {32, 64, 128, 200, 256, 512, 1024} x I
+{H, 28} x {float32, bfloat16} x {tanh, relu} x {dense, packed, bidirectional} x {1, 2} threads x {forward,
+training}: over ten thousand cells, days of work. `cpu` covers it like this, to stay under half an hour:
+
+- the whole B x H plane, the two sizes that decide which bound a kernel meets, in both modes, at the middle
+  of everything else: T = 100, I = H, float32, tanh, dense, 2 threads;
+- every other axis by itself, all of its values, through a handful of points of that plane that lie in
+  different regimes (per-step latency, cache bandwidth, arithmetic): T, I, dtype, activation, layout,
+  threads. An interaction between two of these axes (bfloat16 with packing, say) is not covered;
+- a case of more than `MOST_FLOPS` a call takes T = 35 in place of 100: time per step does not depend on T
+  there.
+
+`core` is the ten shapes for which the project has set itself targets, and the single steps. `quick` is a
+part of `core` for a first look. `gpu` is `core` on a CUDA device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+
+from bench.timing import Budget
+
+MOST_FLOPS = 50e9
+
+
+@dataclass(frozen=True)
+class Case:
+    """T = steps, B = batch, I = input_size, H = hidden_size."""
+
+    steps: int
+    batch: int
+    input_size: int
+    hidden_size: int
+    training: bool = False  # forward and backward; gradients of all parameters, none of the input
+    kind: str = "sequence"  # or "step": one RNNCell call
+    layout: str = "dense"  # or "packed" (lengths from T/4 to T), "bidirectional" (two layers)
+    nonlinearity: str = "tanh"
+    dtype: str = "float32"
+    threads: int = 2
+    device: str = "cpu"
+
+    @property
+    def packed(self) -> bool:
+        return self.layout == "packed"
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.layout == "bidirectional" else 1
+
+    @property
+    def layers(self) -> int:
+        return 2 if self.layout == "bidirectional" else 1
+
+    @property
+    def mode(self) -> str:
+        return "training" if self.training else "forward"
+
+    @property
+    def shape(self) -> str:
+        """The case without mode: what pytest-benchmark groups by and tables print."""
+        sizes = f"T{self.steps} B{self.batch} I{self.input_size} H{self.hidden_size}"
+        unusual = [self.kind, self.layout, self.nonlinearity, self.dtype]
+        usual = ("sequence", "dense", "tanh", "float32")
+        words = [word for word, plain in zip(unusual, usual, strict=True) if word != plain]
+        words += [self.device] if self.device != "cpu" else []
+        return " ".join([sizes, *words, f"{self.threads}thr"])
+
+    @property
+    def key(self) -> str:
+        return f"{self.shape} {self.mode}"
+
+    @property
+    def rows(self) -> float:
+        """Rows that are computed, padding not counted: lengths of a packed case average 5/8 T."""
+        return self.steps * self.batch * (5 / 8 if self.packed else 1)
+
+    @property
+    def flops(self) -> float:
+        """Additions and multiplications of the matrix products; the activation is not counted."""
+        total = 0.0
+        for layer in range(self.layers):
+            width = self.input_size if layer == 0 else self.hidden_size * self.directions
+            products = width + self.hidden_size  # x W_ih^T, h W_hh^T
+            if self.training:
+                products += width + 2 * self.hidden_size  # dW_ih; dh and dW_hh
+                products += width if layer > 0 else 0  # the gradient of the layer below
+            total += self.directions * 2.0 * self.rows * products * self.hidden_size
+        return total
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+CORE = [
+    Case(100, 1, 64, 64),
+    Case(100, 1, 256, 256),
+    Case(100, 1, 512, 512),
+    Case(100, 1, 1024, 1024),
+    Case(100, 8, 256, 256),
+    Case(100, 32, 128, 128),
+    Case(100, 32, 256, 256),
+    Case(100, 32, 512, 512),
+    Case(100, 64, 1024, 1024),
+    Case(35, 32, 28, 256),
+]
+STEP_SIZES = [(B, H) for B in (1, 8, 64) for H in (64, 256, 1024)]
+
+# Points of the B x H plane in different regimes: latency, L2 bandwidth, L3 bandwidth, arithmetic, odd sizes.
+REGIMES = [(1, 64), (1, 512), (8, 256), (32, 128), (32, 256), (64, 200)]
+
+
+def _both_modes(cases: Iterable[Case]) -> list[Case]:
+    return [replace(case, training=training) for case in cases for training in (False, True)]
+
+
+def _square(B: int, H: int, T: int = 100, **options) -> Case:
+    return Case(T, B, H, H, **options)
+
+
+def _affordable(case: Case) -> Case:
+    return replace(case, steps=35) if case.steps == 100 and case.flops > MOST_FLOPS else case
+
+
+def core() -> list[Case]:
+    return _both_modes(CORE) + _steps()
+
+
+def _steps() -> list[Case]:
+    return _both_modes(Case(1, B, H, H, kind="step") for B, H in STEP_SIZES)
+
+
+def quick() -> list[Case]:
+    light = [case for case in CORE if case.flops < 1e9]
+    return _both_modes([*light, Case(1, 1, 256, 256, kind="step")])
+
+
+def cpu() -> list[Case]:
+    plane = [_square(B, H) for B in (1, 8, 32, 64, 256) for H in (32, 64, 128, 200, 256, 512, 1024)]
+    steps_axis = [_square(B, H, T) for B, H in REGIMES for T in (1, 35, 1000)]
+    input_axis = [Case(100, B, 28, H) for B, H in [(1, 64), (8, 512), (256, 128)]] + [Case(35, 32, 28, 256)]
+    dtype_axis = [_square(B, H, dtype="bfloat16") for B, H in [(1, 256), (8, 256), (32, 128), (32, 512)]]
+    relu_axis = [_square(B, H, nonlinearity="relu") for B, H in [(1, 64), (8, 256), (32, 256)]]
+    packed_axis = [_square(B, H, layout="packed") for B, H in [(8, 128), (32, 256), (64, 512)]]
+    deep_axis = [_square(B, H, layout="bidirectional") for B, H in [(1, 128), (8, 512), (32, 256)]]
+    threads_axis = [_square(B, H, threads=1) for B in (1, 32) for H in (32, 64, 128, 200, 256, 512, 1024)]
+    sequences = (
+        plane + steps_axis + input_axis + dtype_axis + relu_axis + packed_axis + deep_axis + threads_axis
+    )
+    return [_affordable(case) for case in _both_modes(sequences)] + _steps()
+
+
+def gpu() -> list[Case]:
+    return [replace(case, device="cuda") for case in core()]
+
+
+SUITES = {"core": core, "quick": quick, "cpu": cpu, "gpu": gpu}
+
+BUDGETS = {
+    "core": Budget(seconds=1.0, min_rounds=7),
+    "quick": Budget(seconds=0.1, min_rounds=3),
+    "cpu": Budget(seconds=0.25, min_rounds=5),
+    "gpu": Budget(seconds=0.5),
+}
+
+
+def select(suite: str, threads: Iterable[int] = (), pattern: str = "") -> list[Case]:
+    """The cases of a suite, at the given thread counts if any, whose key contains every word of `pattern`."""
+    cases = SUITES[suite]()
+    if threads:
+        cases = list(dict.fromkeys(replace(case, threads=n) for case in cases for n in threads))
+    return [case for case in cases if all(word in case.key.split() for word in pattern.split())]

@@ -1,0 +1,52 @@
+"""The JSON file of a run: written anew after every cell, so that an interrupted run keeps what it has.
+
+    {"environment": {...}, "roofline": {threads: {...}}, "memory": {contender: {...}},
+     "cells": {case key: {"case": {...}, "flops": ..., "results": {contender: {"status": ..., ...}}}}}
+
+A result's status is "timed", "wrong", "refused", "unavailable" or "failed"; all but the first have a
+"reason".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from bench import environment
+
+
+class Store:
+    def __init__(self, path: Path, here: dict) -> None:
+        """Opens or starts `path`; `here` is `environment.describe()`.
+
+        Raises ValueError when the file holds cells of another machine, commit or set of versions.
+        """
+        self.path = path
+        self.data: dict = {"environment": here, "roofline": {}, "memory": {}, "cells": {}}
+        if path.exists():
+            found = read(path)
+            if not environment.same(found["environment"], here):
+                differing = [k for k in here if k != "date" and found["environment"].get(k) != here[k]]
+                raise ValueError(
+                    f"{path} was measured with another {', '.join(differing)}: "
+                    "name another file with --json, or delete it"
+                )
+            self.data = found
+
+    def finished(self, key: str, contenders: Iterable[str]) -> bool:
+        """Whether the cell has a result for each of them; if not, all run again, against each other."""
+        cell = self.data["cells"].get(key)
+        return cell is not None and set(contenders) <= set(cell["results"])
+
+    def put(self, section: str, key: str, value: dict) -> None:
+        self.data[section][key] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.data, indent=1) + "\n")
+        os.replace(partial, self.path)
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
