@@ -21,8 +21,9 @@ def show_config() -> str:
     """Versions, instruction sets and, for every backend, whether it can run here and if not, why."""
     lines = [
         f"rnnfast {__version__}",
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        f"torch {torch.__version__}",
         f"python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        f"CPU: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
         f"RNNFAST_BACKEND: {dispatch.AUTO}",
         "backends:",
     ]
@@ -46,9 +47,7 @@ class Explanation:
         return "\n".join(lines + [f"  not {name}: {why}" for name, why in self.others.items()])
 
 
-def explain(
-    module: Union[RNN, RNNCell], input: Union[Tensor, PackedSequence], layer: int = 0
-) -> Explanation:
+def explain(module: Union[RNN, RNNCell], input: Union[Tensor, PackedSequence], layer: int = 0) -> Explanation:
     """Which backend `module(input)` uses for one of its layers, why, and why not each other one.
 
     Whether a backward pass is expected depends, as in the call itself, on the grad mode and on what

@@ -19,6 +19,7 @@ import torch
 
 from .backends.aten import AtenBackend
 from .backends.base import Backend, Problem
+from .backends.cpu import CpuBackend
 from .backends.eager import EagerBackend
 
 UNBOUNDED = 2**63
@@ -82,7 +83,9 @@ def get(name: str) -> Backend:
         RuntimeError: it is not available on this machine; the message says why.
     """
     if name not in _registry:
-        raise ValueError(f"Unknown backend '{name}'. Select from {', '.join(map(repr, ('auto', *_registry)))}.")
+        raise ValueError(
+            f"Unknown backend '{name}'. Select from {', '.join(map(repr, ('auto', *_registry)))}."
+        )
     reason = unavailable(name)
     if reason is not None:
         raise RuntimeError(f"backend '{name}' is not available: {reason}")
@@ -130,7 +133,7 @@ def choose(problem: Problem) -> str:
 def find(
     backend: str,
     kind: str,
-    device: str,
+    device: torch.device,
     dtype: torch.dtype,
     input_size: int,
     hidden_size: int,
@@ -148,7 +151,7 @@ def find(
     """
     problem = Problem(
         kind,
-        device,
+        device.type,
         dtype_name(dtype),
         input_size,
         hidden_size,
@@ -168,26 +171,5 @@ def find(
     return solver
 
 
-def _register_all() -> None:
-    register(EagerBackend())
-    register(AtenBackend())
-    try:
-        from .backends.cpu import CpuBackend  # optional: needs the native extension
-    except ImportError as error:
-        register(_Missing("cpu", f"its native extension can't be imported ({error})"))
-    else:
-        register(CpuBackend())
-
-
-class _Missing(Backend):
-    """Stands in for a backend whose code can't be imported."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        self.name = name
-        self.reason = reason
-
-    def unavailable(self) -> Optional[str]:
-        return self.reason
-
-
-_register_all()
+for _backend in (EagerBackend(), AtenBackend(), CpuBackend()):
+    register(_backend)

@@ -17,15 +17,15 @@ from . import ops
 from .backends.aten import torch_sequence, torch_step
 from .backends.base import Grads, Needs
 from .backends.eager import DTYPES, EagerBackend
-from .dispatch import find
+from .dispatch import check_name, find
 
 _EAGER = EagerBackend()
 _DTYPES = frozenset(getattr(torch, name) for name in DTYPES)
 
 # Private names of torch, looked up with a default so that another version can at worst lose the feature.
+_any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
-_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 
 
 def rnn_step(
@@ -58,27 +58,27 @@ def rnn_step(
             or the backend is not available or refuses the problem.
         ValueError: unknown nonlinearity or backend.
     """
-    if torch.is_autocast_enabled(input.device.type):
-        input, hx, weight_ih, weight_hh, bias_ih, bias_hh = _autocast(
-            input, hx, weight_ih, weight_hh, bias_ih, bias_hh
-        )
+    tensors = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    if autocast_on(input):
+        input, hx, *_ = tensors = _autocast(*tensors)
     if nonlinearity not in ("tanh", "relu"):
         _raise_unknown(nonlinearity)
-    tensors = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
-    if input.dim() != 2 or not _consistent(*tensors):
+    if input.dim() != 2 or not _consistent(*tensors) or input.shape[0] != hx.shape[0]:
         return _left_to_torch(torch_step(*tensors, nonlinearity), backend, tensors)
 
+    if needs_composite():
+        check_name(backend)
+        return _EAGER.step_forward(*tensors, nonlinearity)
     grad = needs_grad(*tensors)
-    if not in_graph():
+    watched = ops.watched(*tensors)
+    if not watched:
         batch, input_size = input.shape
-        name = solver("step", input, input_size, hx.shape[1], batch, 1, False, grad, backend)
-        if _needs_composite():
-            return _EAGER.step_forward(*tensors, nonlinearity)
-        if name == "aten":
+        if solver("step", input, input_size, hx.shape[1], batch, 1, False, grad, backend) == "aten":
             return torch_step(*tensors, nonlinearity)
     if grad:
         return _Step.apply(*tensors, nonlinearity, backend)
-    return ops.rnn_step(*tensors, nonlinearity, False, backend)
+    operator = torch.ops.rnnfast.rnn_step if watched else ops.rnn_step
+    return operator(*tensors, nonlinearity, False, backend)
 
 
 def rnn_sequence(
@@ -121,31 +121,37 @@ def rnn_sequence(
             or the backend is not available or refuses the problem.
         ValueError: unknown nonlinearity or backend, or ``batch_sizes`` that don't fit the input.
     """
-    if torch.is_autocast_enabled(input.device.type):
-        input, h0, weight_ih, weight_hh, bias_ih, bias_hh = _autocast(
-            input, h0, weight_ih, weight_hh, bias_ih, bias_hh
-        )
+    tensors = (input, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    if autocast_on(input):
+        input, h0, *_ = tensors = _autocast(*tensors)
     if nonlinearity not in ("tanh", "relu"):
         _raise_unknown(nonlinearity)
-    tensors = (input, h0, weight_ih, weight_hh, bias_ih, bias_hh)
     packed = batch_sizes is not None
-    if input.dim() != (2 if packed else 3) or input.shape[0] == 0 or not _consistent(*tensors):
+    if (
+        input.dim() != (2 if packed else 3)
+        or input.shape[0] == 0
+        or not _consistent(*tensors)
+        or (not packed and input.shape[1] != h0.shape[0])
+    ):
         result = torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
         return _left_to_torch(result, backend, tensors)
 
+    if needs_composite():
+        check_name(backend)
+        return _composite_sequence(*tensors, nonlinearity, batch_sizes, reverse)
     grad = needs_grad(*tensors)
-    if not in_graph():
+    watched = ops.watched(*tensors)
+    if not watched:
         steps = input.shape[0] if batch_sizes is None else batch_sizes.shape[0]
         batch, hidden_size = h0.shape
         name = solver("sequence", input, input.shape[-1], hidden_size, batch, steps, packed, grad, backend)
-        if _needs_composite():
-            return _composite_sequence(*tensors, nonlinearity, batch_sizes, reverse)
         if name == "aten":
             return torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
     if grad:
         # Copied once here, where autograd sees it, rather than in the operator and again in its backward.
         return _Sequence.apply(input.contiguous(), *tensors[1:], batch_sizes, nonlinearity, reverse, backend)
-    return ops.rnn_sequence(*tensors, batch_sizes, nonlinearity, reverse, False, backend)
+    operator = torch.ops.rnnfast.rnn_sequence if watched else ops.rnn_sequence
+    return operator(*tensors, batch_sizes, nonlinearity, reverse, False, backend)
 
 
 def solver(
@@ -160,26 +166,36 @@ def solver(
     backend: str,
 ) -> str:
     """The name of the backend that a call outside of graphs will use; raises as `dispatch.find` does."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    device = input.device.type
     return find(
-        backend, kind, device, input.dtype, input_size, hidden_size, batch, steps, packed, grad, deterministic
+        backend,
+        kind,
+        input.device,
+        input.dtype,
+        input_size,
+        hidden_size,
+        batch,
+        steps,
+        packed,
+        grad,
+        torch.are_deterministic_algorithms_enabled(),
     ).name
 
 
 def needs_grad(*tensors: Optional[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def in_graph() -> bool:
-    """Whether the call is being captured or watched, so that our operators must be seen in it."""
-    return torch.compiler.is_compiling() or _dispatch_modes() > 0
+    """Whether autograd will record a call with these arguments."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend):  # type: ignore
-        out = ops.rnn_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, True, backend)
+        inputs = (x, h, weight_ih, weight_hh, bias_ih, bias_hh)
+        operator = torch.ops.rnnfast.rnn_step if ops.watched(*inputs) else ops.rnn_step
+        out = operator(*inputs, nonlinearity, True, backend)
         ctx.save_for_backward(x, h, weight_ih, weight_hh, out)
         ctx.nonlinearity = nonlinearity
         ctx.backend = backend
@@ -189,10 +205,12 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, grad):  # type: ignore
         saved = ctx.saved_tensors
         needs = _needs(ctx.needs_input_grad)
-        if torch.is_grad_enabled() or _needs_composite(grad):
+        if _higher_order(grad):
             grads = _fields(_EAGER.step_backward(grad, *saved, ctx.nonlinearity, Needs(*needs)))
         else:
-            grads = _spread(ops.rnn_step_backward(grad, *saved, ctx.nonlinearity, needs, ctx.backend), needs)
+            watched = ops.watched(grad, *saved)
+            operator = torch.ops.rnnfast.rnn_step_backward if watched else ops.rnn_step_backward
+            grads = _spread(operator(grad, *saved, ctx.nonlinearity, needs, ctx.backend), needs)
         return *_both_biases(grads, ctx.needs_input_grad), None, None
 
 
@@ -201,9 +219,9 @@ class _Sequence(torch.autograd.Function):
     def forward(  # type: ignore
         ctx: Any, x, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, nonlinearity, reverse, backend
     ):
-        out, h_n = ops.rnn_sequence(
-            x, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, nonlinearity, reverse, True, backend
-        )
+        inputs = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+        operator = torch.ops.rnnfast.rnn_sequence if ops.watched(*inputs) else ops.rnn_sequence
+        out, h_n = operator(*inputs, batch_sizes, nonlinearity, reverse, True, backend)
         ctx.save_for_backward(x, h0, weight_ih, weight_hh, out, batch_sizes)
         ctx.set_materialize_grads(False)  # most callers use one of the outputs; the other's is None
         ctx.nonlinearity = nonlinearity
@@ -215,16 +233,16 @@ class _Sequence(torch.autograd.Function):
     def backward(ctx: Any, grad_out, grad_hn):  # type: ignore
         *saved, batch_sizes = ctx.saved_tensors
         needs = _needs(ctx.needs_input_grad)
-        if torch.is_grad_enabled() or _needs_composite(grad_out, grad_hn):
+        if _higher_order(grad_out, grad_hn):
             grads = _composite_sequence_backward(
                 grad_out, grad_hn, *saved, ctx.nonlinearity, batch_sizes, ctx.reverse, Needs(*needs)
             )
         else:
+            inputs = (grad_out, grad_hn, *saved)
+            watched = ops.watched(*inputs)
+            operator = torch.ops.rnnfast.rnn_sequence_backward if watched else ops.rnn_sequence_backward
             grads = _spread(
-                ops.rnn_sequence_backward(
-                    grad_out, grad_hn, *saved, batch_sizes, ctx.nonlinearity, ctx.reverse, needs, ctx.backend
-                ),
-                needs,
+                operator(*inputs, batch_sizes, ctx.nonlinearity, ctx.reverse, needs, ctx.backend), needs
             )
         return *_both_biases(grads, ctx.needs_input_grad), None, None, None, None
 
@@ -304,19 +322,29 @@ def _composite_sequence_backward(
     return [None if gx is None else gx.reshape(x.shape), *others]
 
 
-def _needs_composite(*grads: Optional[Tensor]) -> bool:
-    """Whether a transform is active that has to see differentiable operators all the way down.
+def autocast_on(input: Tensor) -> bool:
+    """Whether autocast is on for the device of `input`."""
+    # The first question is several times cheaper, but torch.compile can't trace it.
+    if not torch.compiler.is_compiling() and not _any_autocast():
+        return False
+    return torch.is_autocast_enabled(input.device.type)
+
+
+def needs_composite() -> bool:
+    """Whether a transform is active that has to see differentiable operators all the way down."""
+    return _functorch_active() or getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def _higher_order(*grads: Optional[Tensor]) -> bool:
+    """Whether a backward is itself to be differentiated or transformed.
 
     `torch.autograd.grad(is_grads_batched=True)` shows only on the gradients that it sends.
     """
-    return (
-        _functorch_active()
-        or getattr(forward_ad, "_current_level", -1) >= 0
-        or any(
-            grad is not None and not torch.compiler.is_compiling() and _is_legacy_batched(grad)
-            for grad in grads
-        )
-    )
+    if torch.is_grad_enabled() or needs_composite():
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return any(grad is not None and _is_legacy_batched(grad) for grad in grads)
 
 
 def _autocast(*tensors: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
@@ -337,17 +365,28 @@ def _consistent(
     bias_hh: Optional[Tensor],
 ) -> bool:
     """Whether a backend may be handed these tensors: one supported dtype, one device, shapes that fit."""
-    if h.dim() != 2 or x.dtype not in _DTYPES:
+    # Flat rather than in loops: this is on the path of every call.
+    dtype, device = x.dtype, x.device
+    if (
+        dtype not in _DTYPES
+        or h.dim() != 2
+        or h.dtype is not dtype
+        or h.device != device
+        or weight_ih.dtype is not dtype
+        or weight_ih.device != device
+        or weight_hh.dtype is not dtype
+        or weight_hh.device != device
+    ):
         return False
-    dtype, device, hidden_size = x.dtype, x.device, h.shape[1]
+    hidden_size = h.shape[1]
     if weight_ih.shape != (hidden_size, x.shape[-1]) or weight_hh.shape != (hidden_size, hidden_size):
         return False
-    for bias in (bias_ih, bias_hh):
-        if bias is not None and bias.shape != (hidden_size,):
-            return False
-    return all(
-        t is None or (t.dtype is dtype and t.device == device)
-        for t in (h, weight_ih, weight_hh, bias_ih, bias_hh)
+    if bias_ih is not None and (
+        bias_ih.dtype is not dtype or bias_ih.device != device or bias_ih.shape != (hidden_size,)
+    ):
+        return False
+    return bias_hh is None or (
+        bias_hh.dtype is dtype and bias_hh.device == device and bias_hh.shape == (hidden_size,)
     )
 
 

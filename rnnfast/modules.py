@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch
-from .functional import in_graph, needs_grad, rnn_sequence, rnn_step, solver
+from . import dispatch, ops
+from .functional import autocast_on, needs_composite, needs_grad, rnn_sequence, rnn_step, solver
 
 
 class RNN(torch.nn.RNNBase):
@@ -27,7 +27,7 @@ class RNN(torch.nn.RNNBase):
         num_layers: each further layer reads the output of the one before it.
         nonlinearity: ``"tanh"`` or ``"relu"``.
         bias: whether the layers have ``b_ih`` and ``b_hh``.
-        batch_first: input and output are ``[B, T, ...]`` rather than ``[T, B, ...]``; hx and h_n are not affected.
+        batch_first: input and output are ``[B, T, ...]`` rather than ``[T, B, ...]``; not so hx and h_n.
         dropout: probability of zeroing each output of each layer but the last, while training.
         bidirectional: a second set of weights walks each layer from the end; the outputs are concatenated.
         device, dtype: of the parameters.
@@ -37,8 +37,6 @@ class RNN(torch.nn.RNNBase):
         ValueError, TypeError: as `torch.nn.RNN` does; ValueError for an unknown backend.
         RuntimeError: the backend is not available here; the message says why.
     """
-
-    __constants__ = [*torch.nn.RNNBase.__constants__, "nonlinearity"]
 
     nonlinearity: str
     backend: str = "auto"
@@ -85,8 +83,8 @@ class RNN(torch.nn.RNNBase):
         """Runs all layers.
 
         Args:
-            input: ``[T, B, I]`` (``[B, T, I]`` if batch_first), ``[T, I]`` without a batch, or a PackedSequence.
-            hx: initial states ``[layers * directions, B, H]``, without B if the input has none; zeros if None.
+            input: ``[T, B, I]`` (``[B, T, I]`` if batch_first), unbatched ``[T, I]``, or a PackedSequence.
+            hx: initial states ``[layers * directions, B, H]``, without B for unbatched input; zeros if None.
 
         Returns:
             output, ``[T, B, directions * H]`` in the layout of the input, and h_n, like hx.
@@ -147,7 +145,7 @@ class RNN(torch.nn.RNNBase):
             rows.dim() == (2 if packed else 3)
             and rows.shape[-1] == self.input_size
             and rows.shape[0] > 0
-            and (rows.dtype is weights[0][0].dtype or torch.is_autocast_enabled(rows.device.type))
+            and (rows.dtype is weights[0][0].dtype or autocast_on(rows))
             and (hx is None or hx.shape == (len(weights), batch, self.hidden_size))
         )
 
@@ -160,7 +158,7 @@ class RNN(torch.nn.RNNBase):
         weights: list[list[Tensor]],
     ) -> bool:
         """Whether every layer is best solved by torch, which then gets the whole stack in one call."""
-        if in_graph():
+        if needs_composite() or ops.watched(rows, hx, *(weight for layer in weights for weight in layer)):
             return False
         steps = rows.shape[0] if batch_sizes is None else batch_sizes.shape[0]
         grad = needs_grad(rows, hx, *(weight for layer in weights for weight in layer))
@@ -238,8 +236,6 @@ class RNNCell(torch.nn.RNNCellBase):
         ValueError: unknown backend.
         RuntimeError: the backend is not available here; the message says why.
     """
-
-    __constants__ = [*torch.nn.RNNCellBase.__constants__, "nonlinearity"]
 
     nonlinearity: str
     backend: str = "auto"

@@ -1,4 +1,4 @@
-"""torch's own kernels (ATen on the CPU, cuDNN on CUDA), called as torch.nn.RNN and torch.nn.RNNCell call them.
+"""torch's own kernels (ATen on the CPU, cuDNN on CUDA), called as torch.nn's modules call them.
 
 torch's backward needs what torch's forward saved, which the contract has no room for. So the backward
 here is that of eager; wherever torch can differentiate its own call (everywhere but in captured graphs)
