@@ -6,6 +6,7 @@ package installs all the same and runs on its eager and aten backends (`rnnfast.
 
 import platform
 import sys
+from glob import glob
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
@@ -45,6 +46,7 @@ setup(
         Pybind11Extension(
             "rnnfast._cpu",
             ["csrc/cpu/bindings.cpp", *(f"csrc/cpu/{name}" for name in FLAGS)],
+            depends=glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inc", recursive=True),
             cxx_std=17,
             extra_compile_args=["-O3", *OPENMP],
             extra_link_args=OPENMP,

@@ -23,7 +23,7 @@ INLINE Vec<C> clamp(Vec<C> x, C bound) {  // NaN stays NaN: both comparisons are
 INLINE Vec<float> reciprocal(Vec<float> x) {
 #if defined(__AVX512F__)
   // 14 bits and one Newton step (28 bits): 4 instructions where a zmm division blocks its port for 16 cycles.
-  const Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)x);
+  const Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);
   return r + r * (1.0f - x * r);
 #else
   return 1.0f / x;

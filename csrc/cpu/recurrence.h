@@ -52,7 +52,7 @@ struct State {
   State(const Walk& walk, Grid grid)
       : columns(Columns<C>::for_rows(walk.H, (walk.B + grid.rows - 1) / grid.rows)),
         K(walk.H),
-        ld((columns.padded() * int64_t(sizeof(C)) / 64 | 1) * 64 / int64_t(sizeof(C)) + kLanes<C>),
+        ld(((columns.padded() * int64_t(sizeof(C)) + 63) / 64 | 1) * 64 / int64_t(sizeof(C))),
         weight(columns.padded() * K),
         carry(2 * walk.B * ld) {}
 
