@@ -298,9 +298,21 @@ def _find_for_sequence(
 
 def _check_batch_sizes(batch_sizes: Tensor, rows: int, batch: int) -> None:
     """The part of the argument checks that looks at values, which graphs know only when they run."""
-    sizes = batch_sizes.tolist()
-    if sizes[0] != batch or sum(sizes) != rows or sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
+    if batch_sizes.dtype is not torch.int64 or not batch_sizes.is_cpu or batch_sizes.dim() != 1:
         raise ValueError(
-            "batch_sizes must be non-increasing and positive, begin with the number of sequences in h0"
-            f" ({batch}) and add up to the rows of input ({rows}), got {sizes if len(sizes) < 20 else '...'}"
+            "batch_sizes must have one dimension, be of dtype int64 and on the CPU, got"
+            f" {batch_sizes.dim()} dimensions, {batch_sizes.dtype} on {batch_sizes.device}"
+        )
+    sizes = batch_sizes.tolist()
+    if (
+        sizes[:1] != [batch]
+        or sum(sizes) != rows
+        or sizes[-1] < 1
+        or sizes != sorted(sizes, reverse=True)
+        or not batch_sizes.is_contiguous()
+    ):
+        raise ValueError(
+            "batch_sizes must be contiguous, positive and non-increasing, begin with the number of"
+            f" sequences in h0 ({batch}) and add up to the rows of input ({rows}), got"
+            f" {sizes[:20]}{' and more' if len(sizes) > 20 else ''}"
         )

@@ -1,6 +1,6 @@
 """The oracle: the recurrence written down as it is defined, in torch alone, short enough to trust at sight.
 
-    h_t = act([x_t, h_{t-1}] . [W_ih, W_hh]^T + b_ih + b_hh)
+h_t = act([x_t, h_{t-1}] . [W_ih, W_hh]^T + b_ih + b_hh)
 """
 
 from __future__ import annotations

@@ -1,0 +1,163 @@
+"""Choosing a backend: a rule that is pure, can be asked, and can be overruled."""
+
+import pytest
+import torch
+from cases import BACKENDS
+
+import rnnfast
+from rnnfast import dispatch
+from rnnfast.backends.base import Backend, Problem
+from rnnfast.functional import rnn_sequence, rnn_step
+
+PROBLEM = Problem("sequence", "cpu", "float32", 4, 8, 2, 3)
+
+
+class Awkward(Backend):
+    """Available or not, willing or not."""
+
+    name = "awkward"
+
+    def __init__(self, missing=None, refusal=None):
+        self.missing = missing
+        self.refusal = refusal
+
+    def unavailable(self):
+        return self.missing
+
+    def refuses(self, problem):
+        return self.refusal
+
+
+@pytest.fixture
+def awkward(monkeypatch):
+    monkeypatch.setattr(dispatch, "_registry", dict(dispatch._registry))
+
+    def register(**reasons):
+        dispatch.register(Awkward(**reasons))
+
+    yield register
+    dispatch.find.cache_clear()
+
+
+def test_auto_takes_the_first_preference_that_can():
+    able = [name for name in dispatch.PREFERENCE if dispatch.why_not(name, PROBLEM) is None]
+    assert dispatch.choose(PROBLEM) == able[0]
+
+
+def test_auto_avoids_a_backend_where_it_is_slower(monkeypatch):
+    first = dispatch.choose(PROBLEM)
+    here = dispatch.Region("sequence", grad=False, batch=(1, 3), steps=(3, 4))
+    monkeypatch.setattr(dispatch, "SLOWER", {first: (here,)})
+    assert dispatch.choose(PROBLEM) != first
+    elsewhere = dispatch.Region("sequence", grad=False, batch=(1, 2))
+    monkeypatch.setattr(dispatch, "SLOWER", {first: (elsewhere,)})
+    assert dispatch.choose(PROBLEM) == first
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        dispatch.Region("step"),
+        dispatch.Region("sequence", grad=True),
+        dispatch.Region("sequence", dtypes=frozenset({"float64"})),
+        dispatch.Region("sequence", input_size=(5, 9)),
+        dispatch.Region("sequence", hidden_size=(9, 10)),
+        dispatch.Region("sequence", batch=(0, 2)),
+        dispatch.Region("sequence", steps=(4, 5)),
+    ],
+)
+def test_region_that_differs_in_one_size(region):
+    assert PROBLEM not in region
+
+
+def test_unknown_name():
+    message = "Unknown backend 'fast'. Select from 'auto', 'eager', 'aten', 'cpu'"
+    for build in (rnnfast.RNN, rnnfast.RNNCell):
+        with pytest.raises(ValueError, match=message):
+            build(4, 8, backend="fast")
+    with pytest.raises(ValueError, match=message):
+        rnnfast.convert(torch.nn.RNN(4, 8), backend="fast")
+    rnn = rnnfast.RNN(4, 8)
+    rnn.backend = "fast"
+    with pytest.raises(ValueError, match=message):
+        rnn(torch.zeros(3, 2, 4))
+
+
+def test_unavailable_backend_raises_with_the_reason(awkward):
+    awkward(missing="the moon is full")
+    message = "backend 'awkward' is not available: the moon is full"
+    for build in (rnnfast.RNN, rnnfast.RNNCell):
+        with pytest.raises(RuntimeError, match=message):
+            build(4, 8, backend="awkward")
+    rnn, cell = rnnfast.RNN(4, 8), rnnfast.RNNCell(4, 8)
+    rnn.backend = cell.backend = "awkward"
+    for call in (lambda: rnn(torch.zeros(3, 2, 4)), lambda: cell(torch.zeros(2, 4))):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+    assert f"awkward  {message[21:]}" in rnnfast.show_config()
+
+
+def test_refusing_backend_raises_with_the_reason(awkward):
+    awkward(refusal="not on a Sunday")
+    rnn, cell = rnnfast.RNN(4, 8, backend="awkward"), rnnfast.RNNCell(4, 8, backend="awkward")
+    for call in (
+        lambda: rnn(torch.zeros(3, 2, 4)),
+        lambda: cell(torch.zeros(2, 4)),
+        lambda: rnnfast.explain(rnn, torch.zeros(3, 2, 4)),
+    ):
+        with pytest.raises(RuntimeError, match="backend 'awkward' can't run this problem: not on a Sunday"):
+            call()
+
+
+def test_complex_is_for_torch():
+    """No backend of ours takes complex numbers; auto leaves them to torch, a named backend refuses."""
+    rnn = rnnfast.RNN(4, 8, dtype=torch.complex64)
+    theirs = torch.nn.RNN(4, 8, dtype=torch.complex64)
+    theirs.load_state_dict(rnn.state_dict())
+    x = torch.randn(3, 2, 4, dtype=torch.complex64)
+    torch.testing.assert_close(rnn(x), theirs(x))
+    rnn.backend = "eager"
+    with pytest.raises(RuntimeError, match=r"backend 'eager'.*complex64"):
+        rnn(x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_explain_a_named_backend(backend):
+    rnn = rnnfast.RNN(4, 8, num_layers=2, batch_first=True, backend=backend)
+    explanation = rnnfast.explain(rnn, torch.zeros(2, 3, 4), layer=1)
+    assert (explanation.backend, explanation.reason) == (backend, "asked for by name")
+    assert explanation.problem == Problem("sequence", "cpu", "float32", 8, 8, 2, 3, grad=True)
+    assert set(explanation.others) == set(dispatch.names()) - {backend}
+
+
+def test_explain_auto():
+    cell = rnnfast.RNNCell(4, 8)
+    with torch.no_grad():
+        explanation = rnnfast.explain(cell, torch.zeros(2, 4))
+    assert explanation.problem == Problem("step", "cpu", "float32", 4, 8, 2, 1)
+    assert explanation.backend == dispatch.choose(explanation.problem)
+    assert all(explanation.others.values())
+    for name, reason in explanation.others.items():
+        assert f"not {name}: {reason}" in str(explanation)
+
+
+def test_explain_packed():
+    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(n, 4) for n in (5, 2)])
+    problem = rnnfast.explain(rnnfast.RNN(4, 8), packed).problem
+    assert (problem.batch, problem.steps, problem.packed) == (2, 5, True)
+
+
+@pytest.mark.parametrize("batch_sizes", [[2, 2], [1, 2, 2], [3, 2], [2, 2, 1, 0], [2, 1, 2]], ids=str)
+def test_batch_sizes_that_do_not_fit(batch_sizes):
+    x, h0 = torch.zeros(5, 4), torch.zeros(2, 8)
+    weights = torch.zeros(8, 4), torch.zeros(8, 8)
+    for backend in BACKENDS:
+        if backend != "aten":  # torch's own operator has its own checks
+            with pytest.raises(ValueError, match="batch_sizes must be"):
+                rnn_sequence(x, h0, *weights, batch_sizes=torch.tensor(batch_sizes), backend=backend)
+
+
+def test_unknown_nonlinearity():
+    tensors = torch.zeros(2, 4), torch.zeros(2, 8), torch.zeros(8, 4), torch.zeros(8, 8)
+    with pytest.raises(ValueError, match="Unknown nonlinearity 'sin'"):
+        rnn_step(*tensors, nonlinearity="sin")
