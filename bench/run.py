@@ -91,13 +91,17 @@ def summary(data: dict, cells: dict[str, dict], with_targets: bool) -> str:
         blocks.append(str(recurrence.unavailable()))
     if data["memory"]:
         lines = [
-            [name, f"{found['bytes'] / 2**20:.0f} MiB" if "bytes" in found else found["reason"]]
+            [name, _mebibytes(found, "live"), _mebibytes(found, "resident")]
             for name, found in data["memory"].items()
         ]
-        blocks.append(table.render((f"peak memory, {_plain(memory.CASE)}", ""), lines))
+        blocks.append(table.render((f"peak memory, MiB: {_plain(memory.CASE)}", "live", "resident"), lines))
     if with_targets:
         blocks.append(table.render(("target", "wanted", "measured", ""), targets.check(data)))
     return "\n\n".join(block for block in blocks if block)
+
+
+def _mebibytes(found: dict, kind: str) -> str:
+    return f"{found[kind] / 2**20:.0f}" if kind in found else "-"
 
 
 def _plain(case: Case) -> str:

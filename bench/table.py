@@ -41,7 +41,7 @@ def per_step(cell: dict, name: str) -> Optional[float]:
 
 
 def number(value: Optional[float], digits: int = 3, suffix: str = "") -> str:
-    """`digits` significant ones, no exponent; a dash for None."""
+    """`digits` digits, fewer below one, no exponent; a dash for None."""
     if value is None:
         return "-"
     decimals = 0
