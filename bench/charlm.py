@@ -112,15 +112,15 @@ def train_networks(
 
     def held_out_perplexity(model: nn.Module) -> float:
         if processes.rank() > 0:
-            return float("nan")
+            return 0.0  # the first process alone evaluates, and reports
         return perplexity(log_probabilities(model, corpus.held_out))
 
     generator = torch.Generator().manual_seed(args.seed)
     pieces = batches.epochs(corpus.training, args.batch_size, args.num_steps, args.partition, generator)
     with tqdm(total=1.0, disable=processes.rank() > 0, bar_format=BAR) as bar:
 
-        def progress(used: float, loss: float) -> None:
-            bar.set_postfix_str(f"perplexity {perplexity(torch.tensor([-loss])):.2f}", refresh=False)
+        def progress(used: float, reached: float) -> None:
+            bar.set_postfix_str(f"perplexity {reached:.2f}", refresh=False)
             bar.update(used - bar.n)
 
         train(
@@ -224,7 +224,10 @@ def run(
             "agreement": agreement,
             "samples": samples,
             "losses": {trainer.name: trainer.losses[:EARLY_STEPS].tolist() for trainer in trainers},
-            "curves": {trainer.name: trainer.marks for trainer in trainers},
+            "curves": {
+                trainer.name: [mark for mark in trainer.marks if mark.held_out_perplexity is not None]
+                for trainer in trainers
+            },
         }
         write_json(args.json, result)
     if agreement is not None and not agreement.agrees:

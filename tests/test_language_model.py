@@ -324,5 +324,13 @@ def test_a_loss_that_is_not_finite_ends_training():
     model = recurrent_model()
     with torch.no_grad():
         model.output.bias[0] = torch.nan
-    with pytest.raises(TrainingDiverged, match="no longer finite"):
+    with pytest.raises(TrainingDiverged, match="the loss is no longer finite"):
         losses_of([model])
+
+
+def test_weights_that_are_not_finite_end_training_although_every_loss_was():
+    model = recurrent_model()
+    trainer = Trainer("", model, torch.optim.SGD(model.parameters(), lr=math.inf), clip=1.0)
+    trainer.run([next(batches.sequential(random_tokens(60), 2, 10))])
+    with pytest.raises(TrainingDiverged, match="the weights are no longer finite"):
+        trainer.evaluate(lambda network: perplexity(log_probabilities(network, random_tokens(20))))

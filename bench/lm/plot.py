@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,9 +19,11 @@ def plot(path: Path, curves: Mapping[str, Sequence[Mark]], baseline: Row) -> Non
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for name, marks in curves.items():
-        trained = [(mark.seconds, math.exp(mark.training_loss)) for mark in marks]
+        trained = [(mark.seconds, mark.training_perplexity) for mark in marks]
         (line,) = axes.plot(*zip(*trained, strict=True), linewidth=0.8, alpha=0.6, label=f"{name}, training")
-        held_out = [(mark.seconds, mark.held_out_perplexity) for mark in marks if mark.held_out_perplexity]
+        held_out = [
+            (mark.seconds, mark.held_out_perplexity) for mark in marks if mark.held_out_perplexity is not None
+        ]
         axes.plot(*zip(*held_out, strict=True), "o--", color=line.get_color(), label=f"{name}, held out")
     level = baseline.held_out_perplexity
     axes.axhline(level, color="gray", linestyle=":", label=f"{baseline.model}, held out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from bench.lm import processes
 from bench.lm.batches import Batch
+from bench.lm.evaluate import perplexity
 
 
 class TrainingDiverged(ArithmeticError):
@@ -27,6 +29,10 @@ class Mark:
     seconds: float
     training_loss: float  # mean over the steps since the mark before
     held_out_perplexity: float | None = None
+
+    @property
+    def training_perplexity(self) -> float:
+        return perplexity(torch.tensor([-self.training_loss]))
 
 
 @dataclass
@@ -78,7 +84,10 @@ class Trainer:
     def evaluate(self, held_out_perplexity: Callable[[nn.Module], float]) -> None:
         """Add the held-out perplexity to the last mark, unless it is there."""
         if self.marks[-1].held_out_perplexity is None:
-            self.marks[-1] = replace(self.marks[-1], held_out_perplexity=held_out_perplexity(self.model))
+            found = held_out_perplexity(self.model)
+            if math.isnan(found):
+                raise TrainingDiverged(f"{self.name}: the weights are no longer finite; lower --lr or --clip")
+            self.marks[-1] = replace(self.marks[-1], held_out_perplexity=found)
 
     @property
     def held_out_perplexity(self) -> float:
@@ -117,7 +126,7 @@ def train(
     held_out_perplexity: Callable[[nn.Module], float],
     decay: bool = False,
     turn: int = 20,
-    progress: Callable[[float, float], object] = lambda fraction, loss: None,
+    progress: Callable[[float, float], object] = lambda fraction, perplexity: None,
 ) -> None:
     """Train all models on the same minibatches, `turn` steps each at a time, first and last changing places.
 
@@ -140,6 +149,6 @@ def train(
             for trainer in trainers:
                 trainer.evaluate(held_out_perplexity)
             evaluation = time.perf_counter() - began
-        progress(budget.fraction(step), trainers[0].marks[-1].training_loss)
+        progress(budget.fraction(step), trainers[0].marks[-1].training_perplexity)
     for trainer in trainers:
         trainer.evaluate(held_out_perplexity)
