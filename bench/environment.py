@@ -63,16 +63,18 @@ def gpu_model() -> Optional[str]:
 
 
 def commit() -> str:
-    """The checked-out commit, "+changes" after it when tracked files differ from it."""
+    """The checked-out commit, "+changes" after it when the code differs from it."""
 
     def git(*arguments: str) -> str:
-        root = Path(__file__).parent
+        root = Path(__file__).parent.parent
         return subprocess.run(
             ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
         ).stdout
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no").strip()
+        # Results and texts may change while a run goes on; what is measured may not.
+        code = ("rnnfast", "csrc", "bench", ":!bench/results")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code).strip()
         return git("rev-parse", "--short=12", "HEAD").strip() + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         parser().error("the suite gpu needs a CUDA device, and torch sees none")
     path = Path(options.json)
     try:
-        Store(path, environment.describe())
+        Store.begin(path, environment.describe())
     except ValueError as error:
         parser().error(str(error))
 
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     for threads in sorted({case.threads for case in cases}):
         if subprocess.run(_worker(options, threads), env=environment_for(threads)).returncode != 0:
             died.append(threads)
-    store = Store(path, environment.describe())
+    store = Store.open(path)
     if options.suite in ("core", "cpu") and not options.no_memory:
         _measure_memory(store, options.peers)
 

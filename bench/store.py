@@ -18,22 +18,33 @@ from bench import environment
 
 
 class Store:
-    def __init__(self, path: Path, here: dict) -> None:
-        """Opens or starts `path`; `here` is `environment.describe()`.
+    def __init__(self, path: Path, data: dict) -> None:
+        self.path, self.data = path, data
+
+    @classmethod
+    def begin(cls, path: Path, here: dict) -> Store:
+        """Starts `path`, or takes it up; `here` is `environment.describe()`.
 
         Raises ValueError when the file holds cells of another machine, commit or set of versions.
         """
-        self.path = path
-        self.data: dict = {"environment": here, "roofline": {}, "memory": {}, "cells": {}}
         if path.exists():
-            found = read(path)
-            if not environment.same(found["environment"], here):
-                differing = [k for k in here if k != "date" and found["environment"].get(k) != here[k]]
+            store = cls.open(path)
+            found = store.data["environment"]
+            if not environment.same(found, here):
+                differing = [k for k in here if k != "date" and found.get(k) != here[k]]
                 raise ValueError(
                     f"{path} was measured with another {', '.join(differing)}: "
                     "name another file with --json, or delete it"
                 )
-            self.data = found
+        else:
+            store = cls(path, {"environment": here, "roofline": {}, "memory": {}, "cells": {}})
+            store._write()
+        return store
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """A file that `begin` has accepted, perhaps in another process."""
+        return cls(path, read(path))
 
     def finished(self, key: str, contenders: Iterable[str]) -> bool:
         """Whether the cell has a result for each of them; if not, all run again, against each other."""
@@ -42,6 +53,9 @@ class Store:
 
     def put(self, section: str, key: str, value: dict) -> None:
         self.data[section][key] = value
+        self._write()
+
+    def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps(self.data, indent=1) + "\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench import cell, environment, roofline
+from bench import cell, roofline
 from bench.options import parser
 from bench.peers import PEERS
 from bench.shapes import BUDGETS, select
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     options = p.parse_args(arguments)
     threads = options.pool
     torch.set_num_threads(threads)
-    store = Store(Path(options.json), environment.describe())
+    store = Store.open(Path(options.json))
     cases = [c for c in select(options.suite, options.threads, options.filter) if c.threads == threads]
     budget = BUDGETS[options.suite]
     if options.seconds is not None:

@@ -229,16 +229,16 @@ def test_report_shows_losses():
 
 def test_resumption_keeps_finished_cells(tmp_path: Path):
     path, here = tmp_path / "run.json", environment.describe()
-    store = Store(path, here)
+    store = Store.begin(path, here)
     store.put("cells", "done", _cell(SMALL, rnnfast=(1, 1, 1)))
-    again = Store(path, {**here, "date": "later"})
+    again = Store.begin(path, {**here, "date": "later"})
     assert again.finished("done", ["rnnfast"])
     assert not again.finished("done", ["rnnfast", "torch-rnn"])
     assert not again.finished("other", ["rnnfast"])
     again.put("cells", "other", _cell(SMALL, rnnfast=(2, 2, 2)))
     assert set(read(path)["cells"]) == {"done", "other"}
     with pytest.raises(ValueError, match="commit"):
-        Store(path, {**here, "commit": "another"})
+        Store.begin(path, {**here, "commit": "another"})
 
 
 def test_worker_skips_finished_cells(tmp_path: Path, monkeypatch):
@@ -251,7 +251,9 @@ def test_worker_skips_finished_cells(tmp_path: Path, monkeypatch):
     )
     threads = torch.get_num_threads()
     command = ["--pool", "2", "--suite", "core", "--filter", "B1 H64", "--peers", "rnnfast"]
-    command += ["--json", str(tmp_path / "run.json")]
+    path = tmp_path / "run.json"
+    Store.begin(path, environment.describe())
+    command += ["--json", str(path)]
     try:
         assert worker.main(command) == 0
         first = list(measured)
