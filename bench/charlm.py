@@ -231,7 +231,9 @@ def run(
         }
         write_json(args.json, result)
     if agreement is not None and not agreement.agrees:
-        print("error: the loss curves do not agree", file=sys.stderr)
+        print(
+            "error: the loss curves do not agree; is --lr far too large, or a kernel wrong?", file=sys.stderr
+        )
         return 1
     return 0
 

@@ -158,7 +158,7 @@ def test_curves_that_do_not_agree_fail_the_run(tmp_path, capsys, monkeypatch):
 def test_training_that_diverges_fails_the_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *_: None)
     assert run(tmp_path, "--lr", "1e300") == 1
-    assert "no longer finite" in capsys.readouterr().err
+    assert "training perplexity is no longer finite" in capsys.readouterr().err
 
 
 def test_without_torch_and_without_matplotlib(tmp_path, capsys, monkeypatch):

@@ -320,11 +320,11 @@ def test_all_models_take_the_same_number_of_steps_and_marks():
     assert [len(losses) for losses in losses_of(networks, steps=21)] == [21, 21]
 
 
-def test_a_loss_that_is_not_finite_ends_training():
+def test_a_training_perplexity_that_is_not_finite_ends_training():
     model = recurrent_model()
     with torch.no_grad():
         model.output.bias[0] = torch.nan
-    with pytest.raises(TrainingDiverged, match="the loss is no longer finite"):
+    with pytest.raises(TrainingDiverged, match="training perplexity is no longer finite"):
         losses_of([model])
 
 
@@ -332,5 +332,5 @@ def test_weights_that_are_not_finite_end_training_although_every_loss_was():
     model = recurrent_model()
     trainer = Trainer("", model, torch.optim.SGD(model.parameters(), lr=math.inf), clip=1.0)
     trainer.run([next(batches.sequential(random_tokens(60), 2, 10))])
-    with pytest.raises(TrainingDiverged, match="the weights are no longer finite"):
+    with pytest.raises(TrainingDiverged, match="held-out perplexity is not finite"):
         trainer.evaluate(lambda network: perplexity(log_probabilities(network, random_tokens(20))))

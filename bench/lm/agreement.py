@@ -9,7 +9,8 @@ with K the length of the longest sum in a step, whose own rounding errors partly
 may amplify any difference exponentially, between two correct implementations too: with SGD at a large step,
 float64 curves drift apart by 1e-8 within 200 steps. From there on only what was learnt can be compared, by
 held-out perplexity. So the first steps are checked and the whole run is reported. A wrong gradient shows at
-the second loss already, far outside the tolerance.
+the second loss already, far outside the tolerance. (A learning rate so large that nothing is learnt amplifies
+from the first step on, and fails the check too.)
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from bench.lm.evaluate import perplexity
 
 
 class TrainingDiverged(ArithmeticError):
-    """A loss was not finite."""
+    """A perplexity was not finite: a softmax gives nothing probability zero, so something overflowed."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,10 @@ class Trainer:
         losses = torch.stack([self._step(batch) for batch in batches])
         self.seconds += time.perf_counter() - start
         losses = processes.mean(losses)
-        if not losses.isfinite().all():
-            raise TrainingDiverged(f"{self.name}: the loss is no longer finite; lower --lr or --clip")
+        if not losses.double().exp().isfinite().all():
+            raise TrainingDiverged(
+                f"{self.name}: training perplexity is no longer finite; lower --lr or --clip"
+            )
         self._losses.append(losses)
         step = (self.marks[-1].step if self.marks else 0) + len(losses)
         self.marks.append(Mark(step, self.seconds, losses.double().mean().item()))
@@ -85,8 +87,10 @@ class Trainer:
         """Add the held-out perplexity to the last mark, unless it is there."""
         if self.marks[-1].held_out_perplexity is None:
             found = held_out_perplexity(self.model)
-            if math.isnan(found):
-                raise TrainingDiverged(f"{self.name}: the weights are no longer finite; lower --lr or --clip")
+            if not math.isfinite(found):
+                raise TrainingDiverged(
+                    f"{self.name}: held-out perplexity is not finite; lower --lr or --clip"
+                )
             self.marks[-1] = replace(self.marks[-1], held_out_perplexity=found)
 
     @property
