@@ -146,6 +146,8 @@ class RNN(torch.nn.RNNBase):
             and rows.shape[-1] == self.input_size
             and rows.shape[0] > 0
             and (rows.dtype is weights[0][0].dtype or autocast_on(rows))
+            and rows.device == weights[0][0].device
+            and (hx is None or hx.dim() == 3)
             and (hx is None or hx.shape == (len(weights), batch, self.hidden_size))
         )
 

@@ -164,20 +164,20 @@ def test_non_contiguous_arguments_and_parameters(theirs, build, device):
         torch.testing.assert_close(outcomes[1], outcomes[0])
 
 
+def call_with(module, names, *tensors):
+    """`module` as a function of its parameters and its arguments."""
+    parameters = dict(zip(names, tensors, strict=False))
+    return torch.func.functional_call(module, parameters, tensors[len(names) :])
+
+
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
 def test_gradients(theirs, build, device, check):
     for module, args, _ in samples(theirs, build, device, requires_grad=True):
         if not isinstance(args[0], torch.Tensor):
             continue
         names, params = zip(*module.named_parameters(), strict=True)
-
-        def call(*tensors, module=module, names=names, count=len(args)):
-            return torch.func.functional_call(
-                module, dict(zip(names, tensors[count:], strict=True)), tensors[:count]
-            )
-
         batched = theirs is not torch.nn.RNN or build is not theirs  # torch's RNN can't
-        assert check(call, (*args, *params), check_batched_grad=batched)
+        assert check(partial(call_with, module, names), (*params, *args), check_batched_grad=batched)
 
 
 def test_memory_format(theirs, build, device):
