@@ -5,6 +5,7 @@ draw.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -51,80 +52,71 @@ def draw_all(cells: Cells, memory: dict, run: dict, folder: Path) -> Iterable[Pa
 
 def ratio_map(cells: Cells) -> Any:
     """Heat map over B x H: the best peer's time over ours. Blue: we are faster; red: we lose."""
-    plane = [(Case(**c["case"]), c) for c in cells.values()]
-    plane = [(case, c) for case, c in plane if _plain(case) and case.threads == 2 and case.steps in (35, 100)]
-    batches = sorted({case.batch for case, _ in plane})
-    hidden = sorted({case.hidden_size for case, _ in plane})
+    plane = _plane(cells)
     if not plane:
         return None
+    batches = sorted({batch for _, batch, _ in plane})
+    hidden = sorted({size for _, _, size in plane})
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), squeeze=False)
     for axis, mode in zip(axes[0], MODES, strict=True):
         grid = [[float("nan")] * len(hidden) for _ in batches]
-        for case, cell in plane:
+        for (cell_mode, batch, size), (_, cell) in plane.items():
             value = table.ratio(cell, table.best_peer(cell))
-            if case.mode == mode and value is not None:
-                i, j = batches.index(case.batch), hidden.index(case.hidden_size)
+            if cell_mode == mode and value is not None:
+                i, j = batches.index(batch), hidden.index(size)
                 grid[i][j] = value
-                axis.text(j, i, table.number(value, 2), ha="center", va="center", fontsize=8)
+                colour = "black" if 0.4 < value < 2.5 else "white"
+                axis.text(j, i, table.number(value, 2), ha="center", va="center", fontsize=8, color=colour)
         image = axis.imshow(grid, norm=LogNorm(1 / 4, 4), cmap="RdBu", aspect="auto")
         axis.set(title=f"{mode}: best peer's time over ours", xlabel="H (= I)", ylabel="B")
         axis.set_xticks(range(len(hidden)), hidden)
         axis.set_yticks(range(len(batches)), batches)
-        figure.colorbar(image, ax=axis)
+        bar = figure.colorbar(image, ax=axis)
+        bar.set_ticks([1 / 4, 1 / 2, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])
+        bar.minorticks_off()
     return figure
 
 
 def against_hidden(cells: Cells, machines: dict) -> Any:
     """Microseconds per step against H at B = 1 and 32, with the roofline's floor."""
+    plane = _plane(cells)
+    if not plane:
+        return None
     figure, axes = plt.subplots(1, 4, figsize=(15, 4))
-    drawn = False
-    for axis, (batch, mode) in zip(axes, [(b, m) for m in MODES for b in (1, 32)], strict=True):
-        chosen = [
-            (case, cell)
-            for case, cell in ((Case(**c["case"]), c) for c in cells.values())
-            if _plain(case)
-            and (case.batch, case.mode, case.threads) == (batch, mode, 2)
-            and case.steps in (35, 100)
-        ]
-        drawn |= _lines(axis, chosen, lambda case: case.hidden_size)
-        machine = machines.get("2")
-        if machine and chosen:
-            peaks = roofline.Machine(**machine)
+    for axis, (mode, batch) in zip(axes, [(m, b) for m in MODES for b in (1, 32)], strict=True):
+        chosen = [pair for key, pair in plane.items() if key[:2] == (mode, batch)]
+        _lines(axis, chosen, lambda case: case.hidden_size)
+        if chosen and "2" in machines:
+            peaks = roofline.Machine(**machines["2"])
             floor = sorted(
                 (c.hidden_size, roofline.bound(c, peaks).seconds / c.steps * 1e6) for c, _ in chosen
             )
             axis.plot(*zip(*floor, strict=True), "k:", label="floor")
-        axis.set(
-            title=f"B = {batch}, {mode}", xlabel="H (= I)", ylabel="us per step", xscale="log", yscale="log"
-        )
-        axis.legend(fontsize=7)
-    return figure if drawn else None
+        axis.set(title=f"B = {batch}, {mode}", xlabel="H (= I)", ylabel="us per step")
+        _legend(axis)
+    return figure
 
 
 def scaling(cells: Cells) -> Any:
     """Microseconds per step against T, and the gain of two threads over one against H."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     pairs = [(Case(**c["case"]), c) for c in cells.values()]
-    by_steps = [
-        (case, c) for case, c in pairs if _plain(case) and not case.training and case.threads == 2
-        and (case.batch, case.hidden_size) == (32, 256)
-    ]  # fmt: skip
+    by_steps = [pair for pair in pairs if pair[0] == replace(Case(100, 32, 256, 256), steps=pair[0].steps)]
     drawn = _lines(axes[0], by_steps, lambda case: case.steps)
-    axes[0].set(
-        title="B = 32, H = 256, forward", xlabel="T", ylabel="us per step", xscale="log", yscale="log"
-    )
-    axes[0].legend(fontsize=7)
+    axes[0].set(title="B = 32, H = 256, forward", xlabel="T", ylabel="us per step")
+    _legend(axes[0])
     for batch in (1, 32):
         for name, style in ((table.OURS, "-"), (table.TORCH, "--")):
             gains = sorted(_thread_gains(pairs, batch, name))
             if gains:
                 drawn = True
-                axes[1].plot(*zip(*gains, strict=True), style, marker="o", ms=3, label=f"{name}, B = {batch}")
-    axes[1].set(
-        title="two threads over one, forward, T = 100", xlabel="H (= I)", ylabel="times as fast", xscale="log"
-    )
+                axes[1].semilogx(
+                    *zip(*gains, strict=True), style, marker="o", ms=3, label=f"{name}, B = {batch}"
+                )
+                _ticks(axes[1], {hidden for hidden, _ in gains})
+    axes[1].set(title="two threads over one, forward, T = 100", xlabel="H (= I)", ylabel="times as fast")
     axes[1].axhline(1, color="grey", lw=0.5)
-    axes[1].legend(fontsize=7)
+    _legend(axes[1])
     return figure if drawn else None
 
 
@@ -139,7 +131,7 @@ def memory_bars(memory: dict) -> Any:
     axis.barh([p - 0.2 for p in places], [b / 2**20 for b in resident], 0.4, label="resident")
     axis.set_yticks(places, names)
     axis.set(title="peak memory of a training step, T = 1000, B = 32, H = 256", xlabel="MiB")
-    axis.legend(fontsize=7)
+    _legend(axis)
     return figure
 
 
@@ -148,15 +140,36 @@ def _plain(case: Case) -> bool:
     return kinds == ("sequence", "dense", "float32", "tanh", "cpu") and case.input_size == case.hidden_size
 
 
+def _plane(cells: Cells) -> dict[tuple[str, int, int], tuple[Case, dict]]:
+    """The B x H plane by (mode, B, H): T = 100, or 35 where that is all there is."""
+    pairs = [(Case(**cell["case"]), cell) for cell in cells.values()]
+    chosen = [(case, cell) for case, cell in pairs if _plain(case) and case.threads == 2]
+    chosen = [(case, cell) for case, cell in chosen if case.steps in (35, 100)]
+    chosen.sort(key=lambda pair: pair[0].steps)
+    return {(case.mode, case.batch, case.hidden_size): (case, cell) for case, cell in chosen}
+
+
 def _lines(axis: Any, chosen: list[tuple[Case, dict]], x: Callable[[Case], int]) -> bool:
-    """One line per contender; whether there was any."""
+    """One line per contender, both axes logarithmic; whether there was any."""
     names = [name for name in COLOURS if any(table.timed(cell, name) for _, cell in chosen)]
     for name in names:
         points = sorted(
             (x(case), table.per_step(cell, name)) for case, cell in chosen if table.timed(cell, name)
         )
-        axis.plot(*zip(*points, strict=True), color=COLOURS[name], marker="o", ms=3, label=name)
+        axis.loglog(*zip(*points, strict=True), color=COLOURS[name], marker="o", ms=3, label=name)
+    _ticks(axis, {x(case) for case, _ in chosen})
     return bool(names)
+
+
+def _ticks(axis: Any, values: set[int]) -> None:
+    """The measured values and no others, on a logarithmic axis."""
+    axis.set_xticks(sorted(values), [str(value) for value in sorted(values)], fontsize=7)
+    axis.set_xticks([], minor=True)
+
+
+def _legend(axis: Any) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7)
 
 
 def _thread_gains(pairs: list[tuple[Case, dict]], batch: int, name: str) -> Iterable[tuple[int, float]]:
