@@ -19,6 +19,13 @@ INLINE Vec<C> clamp(Vec<C> x, C bound) {  // NaN stays NaN: both comparisons are
   x = x > hi ? hi : x;
   return x < lo ? lo : x;
 }
+#if defined(__AVX512F__)
+// One instruction a side instead of a comparison and a blend; both return the second operand if either is NaN.
+template <>
+INLINE Vec<float> clamp(Vec<float> x, float bound) {
+  return (Vec<float>)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-bound), _mm512_maskz_min_ps(0xffff, _mm512_set1_ps(bound), (__m512)x));
+}
+#endif
 
 INLINE Vec<float> reciprocal(Vec<float> x) {
 #if defined(__AVX512F__)

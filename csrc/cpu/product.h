@@ -14,7 +14,10 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-constexpr int64_t kRowBlock = 48;  // rows of `a` that meet a panel while it is in the nearest cache: four tiles
+// Rows of `a` that meet a panel before the next one is fetched: 512 KiB of them. At H = 1024 the weight comes from the
+// shared cache, and 48 rows would halve... the tiles' speed.
+constexpr int64_t kBlockBytes = 512 * 1024;
+constexpr int64_t kGradientRows = 512;  // rows summed before a gradient tile goes back to memory
 
 template <class S>
 constexpr bool kNarrow = sizeof(S) != sizeof(Compute<S>);
@@ -54,8 +57,10 @@ int product(const ProductArgs& args, int threads) {
 
   const Grid grid = plan_product(R, K, N, threads);
   const auto columns = Columns<C>::for_rows(N, (R + grid.rows - 1) / grid.rows);
+  const int64_t fitting = kBlockBytes / int64_t(sizeof(C)) / (K > 0 ? K : 1) / kMaxRows * kMaxRows;
+  const int64_t block_rows = fitting > kMaxRows ? fitting : kMaxRows;
   const Scratch<C> weight(columns.padded() * K), bias(columns.padded());
-  const Scratch<C> copies(kNarrow<S> ? grid.size() * kRowBlock * K : 0);
+  const Scratch<C> copies(kNarrow<S> ? grid.size() * block_rows * K : 0);
   if (!weight || !bias || !copies) return 1;
   for (int64_t j = 0; j < columns.padded(); ++j)
     bias.get()[j] = (j < N && bias0 ? widen(bias0[j]) : C(0)) + (j < N && bias1 ? widen(bias1[j]) : C(0));
@@ -74,21 +79,25 @@ int product(const ProductArgs& args, int threads) {
     packed.wait(g.size());
 
     const Range rows = share(R, max_rows(2), g.row(id), g.rows);
-    for (int64_t begin = rows.begin; begin < rows.end; begin += kRowBlock) {
-      const int64_t count = rows.end - begin < kRowBlock ? rows.end - begin : kRowBlock;
-      const C* block = widened(a + begin * K, count, K, copies.get() + id * kRowBlock * K);
+    for (int64_t begin = rows.begin; begin < rows.end; begin += block_rows) {
+      const int64_t count = rows.end - begin < block_rows ? rows.end - begin : block_rows;
+      const C* block = widened(a + begin * K, count, K, copies.get() + id * block_rows * K);
       columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
-        each_product<Layout::kRows>({0, count}, block, K, weight.get() + column * K, column, width, N, K,
-                                    [&](int64_t r, int64_t col, int lanes, Vec<C> sum) {
-                                      store_lanes(c + (begin + r) * N + col, sum + load(bias.get() + col), lanes);
-                                    });
+        each_product(
+            {0, count}, block, K, weight.get() + column * K, column, width, N, K,
+            [&](int64_t r, int64_t col, int count_) { prefetch(c + (begin + r) * N + col, count_); },
+            [&](int64_t r, int64_t col, int lanes, Vec<C> sum) {
+              store_lanes(c + (begin + r) * N + col, sum + load(bias.get() + col), lanes);
+            });
       });
     }
   });
   return 0;
 }
 
-// c[m, n] = sum over r of a[r, m] b_row(r)[n], in blocks of kChunk rows: a packed block of b meets all of a's columns.
+// c[m, n] = sum over r of a[r, m] b_row(r)[n], in blocks of rows. A block of a is packed into tiles of kMaxRows columns
+// (read where it lies its rows would be 4 KiB apart at H = 1024 and compete for the same cache sets: 203 instead of xxx
+// GF/s), then each panel of b meets all of them.
 template <class S>
 int gradient(const GradientArgs& args, int threads) {
   using C = Compute<S>;
@@ -100,31 +109,43 @@ int gradient(const GradientArgs& args, int threads) {
   S* c = static_cast<S*>(args.c);                          // [M, N]
 
   const Grid grid = plan_product(M, R, N, threads);
-  const auto columns = Columns<C>::for_rows(N, M);
-  const Scratch<C> panels(grid.size() * kChunk * columns.padded());
-  const Scratch<C> copies(kNarrow<S> ? grid.size() * kChunk * M : 0), sums(kNarrow<S> ? M * N : 0);
-  if (!panels || !copies || !sums) return 1;
+  const Columns<C> columns{N, 2};
+  const int64_t a_size = (M + kMaxRows - 1) / kMaxRows * kMaxRows * kGradientRows;
+  const int64_t b_size = 2 * kLanes<C> * kGradientRows;
+  const Scratch<C> packed(grid.size() * (a_size + b_size)), sums(kNarrow<S> ? M * N : 0);
+  if (!packed || !sums) return 1;
   C* total = kNarrow<S> ? sums.get() : reinterpret_cast<C*>(c);  // [M, N]; a 16-bit gradient is summed in float32
 
   run_grid(grid, [&](int id, Grid g) {
     const Range vectors = share(columns.vectors(), columns.width, g.col(id), g.cols);
-    const Range rows = share(M, max_rows(2), g.row(id), g.rows);
-    C* own_panels = panels.get() + id * kChunk * columns.padded();
-    for (int64_t begin = 0; begin < R || begin == 0; begin += kChunk) {
-      const int64_t count = R - begin < kChunk ? R - begin : kChunk;
+    const Range rows = share(M, kMaxRows, g.row(id), g.rows);
+    C* a_tiles = packed.get() + id * (a_size + b_size);
+    C* panel = a_tiles + a_size;
+    for (int64_t begin = 0; begin < R || begin == 0; begin += kGradientRows) {
+      const int64_t count = R - begin < kGradientRows ? R - begin : kGradientRows;
+      for (int64_t m = rows.begin; m < rows.end; m += kMaxRows) {
+        const int height = rows.end - m < kMaxRows ? int(rows.end - m) : kMaxRows;
+        C* to = a_tiles + m * kGradientRows;
+        for (int64_t k = 0; k < count; ++k, to += kMaxRows)
+          for (int i = 0; i < height; ++i) to[i] = widen(a[(begin + k) * M + m + i]);
+      }
       const auto b_row = [&](int64_t k) {
         const int64_t r = index ? index[begin + k] : begin + k;
         return r >= 0 ? b + r * N : b_start + ~r * N;
       };
-      const C* block = widened(a + begin * M, count, M, copies.get() + id * kChunk * M);
       columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
-        C* panel = own_panels + (column - vectors.begin * kLanes<C>) * kChunk;
         pack_rows<S>(b_row, count, N, column, width, panel);
-        each_product<Layout::kColumns>(rows, block, M, panel, column, width, N, count,
-                                       [&](int64_t m, int64_t col, int lanes, Vec<C> sum) {
-                                         C* p = total + m * N + col;
-                                         store_lanes(p, begin ? load_lanes(p, lanes) + sum : sum, lanes);
-                                       });
+        alignas(64) C product[kAccumulators * kLanes<C>];
+        for (int64_t m = rows.begin; m < rows.end; m += kMaxRows) {
+          const int height = rows.end - m < kMaxRows ? int(rows.end - m) : kMaxRows;
+          for (int i = 0; i < height; ++i) prefetch(total + (m + i) * N + column, width);
+          pick_tile<C, Layout::kColumns>(height, width)(a_tiles + m * kGradientRows, kMaxRows, panel,
+                                                        width * kLanes<C>, count, product);
+          each_vector(product, m, height, column, width, N, [&](int64_t row, int64_t col, int lanes, Vec<C> sum) {
+            C* p = total + row * N + col;
+            store_lanes(p, begin ? load_lanes(p, lanes) + sum : sum, lanes);
+          });
+        }
       });
     }
     if (kNarrow<S>)

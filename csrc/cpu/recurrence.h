@@ -69,6 +69,7 @@ struct State {
 // The walk itself. `Op` supplies, for vectors of `lanes` columns of sequence b:
 //   pack(column, vectors, panel)                        packs a panel of the weight
 //   start(b, column, lanes) -> vector                   what the carry holds before the first step of b
+//   soon(row, column, vectors)                          asks for the memory that step will touch
 //   step(row, b, column, lanes, product, joined) -> vector   one step; returns the new carry
 //   leave(state, rows, carry, panel, column, vectors)   the sequences whose last step has been taken
 template <class C, class Op>
@@ -101,11 +102,13 @@ void walk_slice(const Walk& walk, const Op& op, const State<C>& state, const Sli
     state.each_panel(mine, [&](const C* panel, int64_t column, int vectors) {
       if (leaving.size()) op.leave(state, leaving, now, panel, column, vectors);
       const auto take = [&](Range rows, int64_t k, bool joined) {
-        each_product<Layout::kRows>(rows, now, state.ld, panel, column, vectors, state.K, k,
-                                    [&](int64_t b, int64_t col, int lanes, Vec<C> product) {
-                                      const Vec<C> h = op.step(steps.offset() + b, b, col, lanes, product, joined);
-                                      store(next + b * state.ld + col, h);
-                                    });
+        each_product(
+            rows, now, state.ld, panel, column, vectors, state.K, k,
+            [&](int64_t b, int64_t col, int count) { op.soon(steps.offset() + b, col, count); },
+            [&](int64_t b, int64_t col, int lanes, Vec<C> product) {
+              const Vec<C> h = op.step(steps.offset() + b, b, col, lanes, product, joined);
+              store(next + b * state.ld + col, h);
+            });
       };
       take(staying, state.K, false);
       take(joining, Op::kBackward ? 0 : state.K, true);
@@ -150,6 +153,7 @@ struct ForwardOp {
 
   void pack(int64_t column, int vectors, C* panel) const { pack_transposed(w_hh, H, H, column, vectors, panel); }
   INLINE Vec<C> start(int64_t b, int64_t column, int lanes) const { return load_lanes(h0 + b * H + column, lanes); }
+  INLINE void soon(int64_t row, int64_t column, int vectors) const { prefetch(out + row * H + column, vectors); }
   INLINE Vec<C> step(int64_t row, int64_t, int64_t column, int lanes, Vec<C> product, bool) const {
     S* p = out + row * H + column;
     const Vec<C> h = round_to<S>(Act::value(load_lanes(p, lanes) + product));
@@ -178,6 +182,11 @@ struct BackwardOp {
     pack_rows<S>([&](int64_t k) { return w_hh + k * H; }, H, H, column, vectors, panel);
   }
   INLINE Vec<C> start(int64_t, int64_t, int) const { return Vec<C>{}; }
+  INLINE void soon(int64_t row, int64_t column, int vectors) const {
+    prefetch(out + row * H + column, vectors);
+    prefetch(dpre + row * H + column, vectors);
+    if (dout) prefetch(dout + row * H + column, vectors);
+  }
   INLINE Vec<C> step(int64_t row, int64_t b, int64_t column, int lanes, Vec<C> product, bool joined) const {
     if (dout) product += load_lanes(dout + row * H + column, lanes);
     if (joined && dh_n) product += load_lanes(dh_n + b * H + column, lanes);
@@ -188,10 +197,9 @@ struct BackwardOp {
   }
   void leave(const State<C>& state, Range rows, const C* carry, const C* panel, int64_t column, int vectors) const {
     if (!dh0) return;
-    each_product<Layout::kRows>(rows, carry, state.ld, panel, column, vectors, H, H,
-                                [&](int64_t b, int64_t col, int lanes, Vec<C> product) {
-                                  store_lanes(dh0 + b * H + col, product, lanes);
-                                });
+    each_product(
+        rows, carry, state.ld, panel, column, vectors, H, H, [](int64_t, int64_t, int) {},
+        [&](int64_t b, int64_t col, int lanes, Vec<C> product) { store_lanes(dh0 + b * H + col, product, lanes); });
   }
 };
 

@@ -63,7 +63,7 @@ struct alignas(64) Barrier {
 #if defined(__x86_64__)
       _mm_pause();
 #endif
-      if (spins > 4000) sched_yield();  // fewer cores than threads: let the late one run
+      if (spins > 128) sched_yield();  // some 5 us: somebody else may need this core for the late one to arrive
     }
   }
 };
