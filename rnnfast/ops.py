@@ -213,7 +213,8 @@ def rnn_sequence(
         batch_sizes,
         reverse,
     )
-    return _detached(out).view(*x.shape[:-1], h0.shape[1]), _detached(h_n)
+    # .data, because autograd lets nobody modify a view that comes out of a Function.
+    return out.view(*x.shape[:-1], h0.shape[1]).data, _detached(h_n)
 
 
 def _fake_sequence_backward(
