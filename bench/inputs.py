@@ -14,6 +14,8 @@ from torch import Tensor
 from bench.shapes import Case
 from rnnfast import reference
 
+Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # w_ih, w_hh, b_ih, b_hh of one layer in one direction
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -25,12 +27,13 @@ class Inputs:
     lengths: Optional[Tensor]  # [B] int64, non-increasing; None when all are T
     grad_output: Tensor  # [T, B, D * H], the gradient that training sends back; zero beyond the lengths
 
-    def layer(self, layer: int, direction: int) -> list[Tensor]:
-        """w_ih, w_hh, b_ih, b_hh of one layer in one direction."""
+    def layer(self, layer: int, direction: int) -> Weights:
+        """The parameters of one layer in one direction."""
         suffix = f"l{layer}" + ("_reverse" if direction else "")
-        return [
+        w_ih, w_hh, b_ih, b_hh = (
             self.parameters[f"{kind}_{suffix}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        ]
+        )
+        return w_ih, w_hh, b_ih, b_hh
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def expected(case: Case) -> Expected:
 
 
 def _sequence(
-    x: Tensor, h0: Tensor, weights: list[Tensor], case: Case, lengths: Optional[Tensor], reverse: bool
+    x: Tensor, h0: Tensor, weights: Weights, case: Case, lengths: Optional[Tensor], reverse: bool
 ) -> Tensor:
     """One layer, one direction; sequences of equal length are computed together, padding comes out zero."""
     if lengths is None:

@@ -83,7 +83,7 @@ def _line(shape: str, cell: dict) -> str:
         _ratio(table.ratio(cell, table.TORCH)),
         time,
         _ratio(table.ratio(cell, rival)),
-        table.percent(ours and ours.get("fraction")),
+        table.percent(ours.get("fraction") if ours else None),
     ]
     return f"| {' | '.join(fields)} |"
 

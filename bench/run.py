@@ -9,6 +9,7 @@ worker died.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
     return int(bool(died) or any(r["status"] in ("wrong", "failed") for r in broken))
 
 
-def _worker(options, threads: int) -> list[str]:  # type: ignore[no-untyped-def]
+def _worker(options: argparse.Namespace, threads: int) -> list[str]:
     command = [sys.executable, "-m", "bench.worker", "--pool", str(threads), "--json", options.json]
     command += ["--suite", options.suite, "--filter", options.filter, "--peers", *options.peers]
     command += ["--threads", *map(str, options.threads)] if options.threads else []
@@ -77,7 +78,7 @@ def _measure_memory(store: Store, names: list[str]) -> None:
 def summary(data: dict, cells: dict[str, dict], with_targets: bool) -> str:
     """Everything a run prints at its end."""
     blocks = [table.render(table.HEADER, (table.row(key, cell) for key, cell in cells.items()))]
-    blocks += ["\n".join(table.problems(cells))]
+    blocks += ["\n".join(table.problems(cells)), "\n".join(table.compile_times(cells))]
     for threads, machine in data["roofline"].items():
         rates = ", ".join(f"{level} {rate / 1e9:.0f}" for level, rate in machine["bandwidth"].items())
         peak, step = machine["fma_peak"] / 1e9, machine["step_latency"] * 1e9

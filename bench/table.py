@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Optional
 
@@ -116,3 +117,16 @@ def problems(cells: dict[str, dict]) -> list[str]:
             elif result["status"] == "unavailable":
                 missing[name] = result["reason"]
     return lines + [f"not available: {name}: {reason}" for name, reason in missing.items()]
+
+
+def compile_times(cells: dict[str, dict]) -> list[str]:
+    """One line for every contender that compiles for a shape: what that costs before the first call."""
+    found: dict[str, list[float]] = {}
+    for cell in cells.values():
+        for name, result in cell["results"].items():
+            if result.get("compile_seconds"):
+                found.setdefault(name, []).append(result["compile_seconds"])
+    return [
+        f"compiling, {name}: median {statistics.median(seconds):.2g} s, at most {max(seconds):.2g} s a case"
+        for name, seconds in found.items()
+    ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ CASES = [
 
 @pytest.mark.parametrize("name", default_peers())
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
-def test_speed(benchmark, case: Case, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_speed(benchmark: Any, case: Case, name: str) -> None:
     result, call = cell.check(case, PEERS[name], make_inputs(case))
     if result["status"] in ("unavailable", "refused"):
         pytest.skip(result["reason"])

@@ -1,8 +1,7 @@
 """The process that measures: `bench.run` starts one for each number of threads.
 
 Threads are fixed before anything is imported, because XLA and OpenMP read them only once. Not meant to be
-called by hand, but nothing speaks against it: `NPROC=1 OMP_NUM_THREADS=1 python -m bench.worker --pool 1
---json FILE`.
+called by hand: the JSON file has to be there, and the environment set.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ def environment_for(threads: int) -> dict[str, str]:
     if threads == 1:
         flags = "--xla_cpu_multi_thread_eigen=false"
         variables["XLA_FLAGS"] = f"{variables.get('XLA_FLAGS', '')} {flags}".strip()
+    variables["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # or compile times depend on what ran before
     variables.pop("RNNFAST_BACKEND", None)
     return variables
 
