@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from . import dispatch
-from .modules import RNN, RNNCell
+from .modules import RNN, RNNCell, recast
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -52,8 +52,6 @@ def convert(model: Model, backend: str = "auto") -> Model:
 
 def _converted(module: torch.nn.Module, backend: str) -> torch.nn.Module:
     # Past __init__, which would draw random numbers and allocate weights only to drop them.
-    cls = _COUNTERPARTS[type(module)]
-    new = cls.__new__(cls)
-    new.__dict__.update(module.__dict__)
+    new = recast(module, _COUNTERPARTS[type(module)])
     new.backend = backend  # type: ignore[assignment]
     return new

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, ops
-from .functional import autocast_on, needs_composite, needs_grad, rnn_sequence, rnn_step, solver
+from .derivative import needs_composite, needs_grad
+from .functional import autocast_on, rnn_sequence, rnn_step, solver
 
 
 class RNN(torch.nn.RNNBase):
@@ -92,6 +93,8 @@ class RNN(torch.nn.RNNBase):
         Raises:
             ValueError, RuntimeError: as `torch.nn.RNN` does.
         """
+        if isinstance(input, torch.fx.Proxy):
+            return _fx_leaf(self, input, hx)
         batch_sizes = sorted_indices = unsorted_indices = None
         rows, state = input, hx  # time-major and batched, from here on
         packed = isinstance(input, PackedSequence)
@@ -220,6 +223,10 @@ class RNN(torch.nn.RNNBase):
     def extra_repr(self) -> str:
         return _with_backend(super().extra_repr(), self.backend)
 
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        """What torch.jit.script compiles in place of this module: torch's own, with the same parameters."""
+        return recast(self, torch.nn.RNN)
+
 
 class RNNCell(torch.nn.RNNCellBase):
     r"""One step of an Elman RNN, a drop-in for `torch.nn.RNNCell`.
@@ -271,6 +278,8 @@ class RNNCell(torch.nn.RNNCellBase):
         Raises:
             ValueError, RuntimeError: as `torch.nn.RNNCell` does.
         """
+        if isinstance(input, torch.fx.Proxy):
+            return _fx_leaf(self, input, hx)
         dims = input.dim()
         if (
             dims not in (1, 2)
@@ -294,6 +303,26 @@ class RNNCell(torch.nn.RNNCellBase):
 
     def extra_repr(self) -> str:
         return _with_backend(super().extra_repr(), self.backend)
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        """What torch.jit.script compiles in place of this module: torch's own, with the same parameters."""
+        return recast(self, torch.nn.RNNCell)
+
+
+def recast(module: torch.nn.Module, cls: type[torch.nn.Module]) -> torch.nn.Module:
+    """A module of class `cls` with all that `module` has, without running its __init__."""
+    new = cls.__new__(cls)
+    new.__dict__.update(module.__dict__)
+    return new
+
+
+def _fx_leaf(module: torch.nn.Module, *args: Any) -> Any:
+    """Records a call of `module` in the torch.fx graph that is being traced, as fx does for torch's own."""
+    tracer = args[0].tracer
+    if module is tracer.root:
+        name = type(module).__name__
+        raise TypeError(f"torch.fx takes {name} for a leaf: trace a module that contains it, not itself")
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, {})
 
 
 def _with_backend(text: str, backend: str) -> str:
