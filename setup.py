@@ -16,8 +16,8 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # One source, built once per instruction set; bindings.cpp chooses at run time.
 FLAGS = {"kernels_baseline.cpp": []}
 if X86:
-    FLAGS["kernels_avx2.cpp"] = ["-mavx2", "-mfma", "-mf16c"]
-    FLAGS["kernels_avx512.cpp"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+    FLAGS["kernels_avx2.cpp"] = ["-mavx2", "-mfma", "-mf16c", "-mprfchw"]
+    FLAGS["kernels_avx512.cpp"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprfchw"]
 KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti", "-ffp-contract=fast"]
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 

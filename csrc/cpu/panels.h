@@ -3,8 +3,7 @@
 // columns is padding, filled with zeros.
 #pragma once
 
-#include <utility>
-
+#include "lanes.h"
 #include "team.h"
 #include "tile.h"
 
@@ -39,37 +38,6 @@ struct Columns {
   }
 };
 
-// The transpose of a square block of vectors, by halves: lane and row numbers swap bit by bit.
-#if defined(__clang__) || __GNUC__ >= 12
-#define RNNFAST_VECTOR_TRANSPOSE 1
-template <int L, int Half, bool Upper, int... Lane>
-struct Interleave {
-  template <class V>
-  static INLINE V of(V a, V b) {
-    return __builtin_shufflevector(
-        a, b, ((Lane & Half) ? L + (Upper ? Lane : Lane - Half) : (Upper ? Lane + Half : Lane))...);
-  }
-};
-template <int L, int Half, bool Upper, class V, int... Lane>
-INLINE V interleave(V a, V b, std::integer_sequence<int, Lane...>) {
-  return Interleave<L, Half, Upper, Lane...>::of(a, b);
-}
-template <int L, int Half, class V>
-INLINE void transpose(V (&rows)[L]) {
-  using Lanes = std::make_integer_sequence<int, L>;
-  if constexpr (Half > 0) {
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i)
-      if (!(i & Half)) {
-        const V a = rows[i], b = rows[i + Half];
-        rows[i] = interleave<L, Half, false>(a, b, Lanes{});
-        rows[i + Half] = interleave<L, Half, true>(a, b, Lanes{});
-      }
-    transpose<L, Half / 2>(rows);
-  }
-}
-#endif
-
 // panel[k, j] = w[(column + j), k] for k < K: a panel of the transpose of w [N, K].
 template <class S, class C = Compute<S>>
 void pack_transposed(const S* w, int64_t K, int64_t N, int64_t column, int vectors, C* panel) {
@@ -78,17 +46,15 @@ void pack_transposed(const S* w, int64_t K, int64_t N, int64_t column, int vecto
   const int64_t filled = N - column < width ? N - column : width;
   for (int64_t j = 0; j < width; j += L) {
     int64_t k = 0;
-#if defined(RNNFAST_VECTOR_TRANSPOSE)
     if (j + L <= filled)
       for (; k + L <= K; k += L) {
         Vec<C> block[L];
 #pragma GCC unroll 16
         for (int i = 0; i < L; ++i) block[i] = load(w + (column + j + i) * K + k);
-        transpose<L, L / 2>(block);
+        transpose<C>(block);
 #pragma GCC unroll 16
         for (int i = 0; i < L; ++i) store(panel + (k + i) * width + j, block[i]);
       }
-#endif
     for (; k < K; ++k)
       for (int i = 0; i < L; ++i)
         panel[k * width + j + i] = j + i < filled ? widen(w[(column + j + i) * K + k]) : C(0);
@@ -130,7 +96,7 @@ template <class S>
 INLINE void prefetch(const S* p, int vectors) {
   const char* line = reinterpret_cast<const char*>(p);
   const char* end = line + int64_t(vectors) * kLanes<Compute<S>> * int64_t(sizeof(S));
-  for (; line < end; line += 64) __builtin_prefetch(line);
+  for (; line < end; line += 64) __builtin_prefetch(line, 1);
 }
 
 // Multiplies rows of A by one packed panel, in tiles of equal height. Calls soon(row, column, vectors) for each row before

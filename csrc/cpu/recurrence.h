@@ -19,18 +19,21 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-constexpr int64_t kCacheBytes = 1 << 20;    // of a core's own cache, for the weight: 1 MiB is the smallest in use
-constexpr int64_t kStepGrain = 24 * 1024;   // FMAs a thread must have per step for a barrier (about 0.2 us) to pay
+constexpr int64_t kNearBytes = 256 * 1024;  // a weight up to this size is read from a core's own cache at full speed
+constexpr int64_t kOwnBytes = 1024 * 1024;  // ... and up to this one at least stays there: 1 MiB is the smallest in use
+constexpr int64_t kStepGrain = 24 * 1024;   // FMAs a thread must have per step for a barrier (about 0.5 us) to pay
 
-// How many threads to use for a recurrence and what each owns.
+// How many threads to use for a recurrence and what each owns. A thread with its own rows reads the whole weight at every
+// step, so it needs rows to spread that over: measured crossovers on two threads are 2 rows each at H = 256, 4 at 512.
 template <class C>
 Grid plan_recurrence(const Walk& walk, int64_t rows, int threads) {
   const int64_t fmas = rows * walk.H * walk.H;
-  int64_t team = fmas / kTeamGrain < threads ? fmas / kTeamGrain : threads;
+  const int64_t team = fmas / kTeamGrain < threads ? fmas / kTeamGrain : threads;
   if (team <= 1) return {1, 1};
-  const int64_t row_teams = walk.B / max_rows(4) < team ? walk.B / max_rows(4) : team;
-  const bool fits = walk.H * walk.H * int64_t(sizeof(C)) <= kCacheBytes;
-  if (row_teams == team && fits) return {int(team), 1};
+  const int64_t weight = walk.H * walk.H * int64_t(sizeof(C));
+  const int64_t fewest = weight <= kNearBytes ? 2 : 4;
+  const int64_t row_teams = walk.B / fewest < team ? walk.B / fewest : team;
+  if (row_teams == team && weight <= kOwnBytes) return {int(team), 1};
   const int64_t step_fmas = fmas / walk.T;
   const int64_t col_teams = step_fmas / kStepGrain < team ? step_fmas / kStepGrain : team;
   if (col_teams > 1) return {1, int(col_teams)};

@@ -227,14 +227,5 @@ INLINE Vec<double> round_to<double>(Vec<double> v) {
   return v;
 }
 
-template <class C>
-INLINE C horizontal_sum(Vec<C> v) {  // a fixed tree: halves, quarters, ...
-  C lanes[kLanes<C>];
-  store(lanes, v);
-  for (int half = kLanes<C> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
-}
-
 }  // namespace RNNFAST_ISA
 }  // namespace rnnfast
