@@ -1,6 +1,6 @@
 """Fused Elman RNNs for PyTorch: `rnnfast.RNN` is `torch.nn.RNN`, only faster."""
 
-from . import functional
+from . import flops, functional  # noqa: F401, flops adds its formulas to torch's
 from .config import explain, show_config
 from .convert import convert
 from .modules import RNN, RNNCell

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from . import ops
+from . import onnx, ops
 from .backends.aten import torch_sequence, torch_step
 from .backends.eager import DTYPES
 from .derivative import Sequence, Step, composite_sequence, composite_step, needs_composite, needs_grad
@@ -61,6 +61,8 @@ def rnn_step(
         check_name(backend)
         return composite_step(*tensors, nonlinearity)
     if ops.watched(*tensors):
+        if torch.onnx.is_in_onnx_export():
+            return composite_step(*tensors, nonlinearity)
         return torch.ops.rnnfast.rnn_step(*tensors, nonlinearity, False, backend)
     grad = needs_grad(*tensors)
     batch, input_size = input.shape
@@ -132,6 +134,8 @@ def rnn_sequence(
     # Copied once here, where autograd sees it, rather than in the operator and again in its backward.
     arguments = (input.contiguous(), *tensors[1:], batch_sizes, nonlinearity, reverse)
     if ops.watched(*tensors):
+        if torch.onnx.is_in_onnx_export():
+            return onnx.rnn_sequence(*arguments)
         return torch.ops.rnnfast.rnn_sequence(*arguments, False, backend)
     grad = needs_grad(*tensors)
     steps = input.shape[0] if batch_sizes is None else batch_sizes.shape[0]

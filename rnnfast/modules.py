@@ -224,7 +224,10 @@ class RNN(torch.nn.RNNBase):
         return _with_backend(super().extra_repr(), self.backend)
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What torch.jit.script compiles in place of this module: torch's own, with the same parameters."""
+        """What torch.jit.script compiles in place of this module: torch's own, with the same parameters.
+
+        torch.jit.script puts it into the model that it is given, too; `convert` changes that back.
+        """
         return recast(self, torch.nn.RNN)
 
 
@@ -305,7 +308,7 @@ class RNNCell(torch.nn.RNNCellBase):
         return _with_backend(super().extra_repr(), self.backend)
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What torch.jit.script compiles in place of this module: torch's own, with the same parameters."""
+        """As that of RNN."""
         return recast(self, torch.nn.RNNCell)
 
 
