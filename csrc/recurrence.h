@@ -85,6 +85,24 @@ struct StepArgs {
   void* out;         // [B, H]
 };
 
+// The gradients of a step, each left out where its pointer is null. The bias gradient serves both biases.
+struct StepBackwardArgs {
+  DType dtype;
+  Activation activation;
+  int64_t B, I, H;
+  const void* dout;  // [B, H]
+  const void* x;     // [B, I]
+  const void* h;     // [B, H]
+  const void* w_ih;  // [H, I]
+  const void* w_hh;  // [H, H]
+  const void* out;   // [B, H]
+  void* dx;          // [B, I]
+  void* dh;          // [B, H]
+  void* dw_ih;       // [H, I]
+  void* dw_hh;       // [H, H]
+  void* db;          // [H]
+};
+
 // What one instruction set provides.
 struct Kernels {
   const char* name;
@@ -93,6 +111,7 @@ struct Kernels {
   int (*product)(const ProductArgs&, int threads);
   int (*gradient)(const GradientArgs&, int threads);
   int (*step)(const StepArgs&, int threads);
+  int (*step_backward)(const StepBackwardArgs&, int threads);
   double (*fma_peak)(int threads, double seconds);                           // flop/s, float32
   double (*read_bandwidth)(int64_t bytes, int threads, double seconds);      // bytes/s
 };

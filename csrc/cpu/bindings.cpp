@@ -125,6 +125,15 @@ void step(int dtype, int activation, int64_t B, int64_t I, int64_t H, Address x,
                             team(threads)));
 }
 
+void step_backward(int dtype, int activation, int64_t B, int64_t I, int64_t H, Address dout, Address x, Address h,
+                   Address w_ih, Address w_hh, Address out, Address dx, Address dh, Address dw_ih, Address dw_hh,
+                   Address db, int threads) {
+  check(active.load()->step_backward(
+      {DType(dtype), Activation(activation), B, I, H, pointer(dout), pointer(x), pointer(h), pointer(w_ih),
+       pointer(w_hh), pointer(out), pointer(dx), pointer(dh), pointer(dw_ih), pointer(dw_hh), pointer(db)},
+      team(threads)));
+}
+
 }  // namespace
 }  // namespace rnnfast
 
@@ -140,6 +149,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("product", &product, release());
   m.def("gradient", &gradient, release());
   m.def("step", &step, release());
+  m.def("step_backward", &step_backward, release());
   m.def("previous_rows",
         [](int64_t T, int64_t B, Address batch_sizes, bool reverse, Address index) {
           previous_rows(make_walk(T, B, 0, batch_sizes, reverse), pointer<int64_t>(index));

@@ -103,17 +103,16 @@ INLINE void prefetch(const S* p, int vectors) {
 // its tile is computed and f(row, column, lanes, value) for each vector of the product; lanes is short of a full vector only
 // at the ragged end. K = 0 gives zeros.
 template <class C, class Soon, class F>
-INLINE void each_product(Range rows, const C* a, int64_t lda, const C* panel, int64_t column, int vectors, int64_t columns,
-                         int64_t K, const Soon& soon, const F& f) {
-  constexpr int L = kLanes<C>;
-  alignas(64) C product[kAccumulators * L];
+INLINE void each_product(Range rows, const C* a, int64_t lda, const C* panel, int64_t ldp, int64_t column, int vectors,
+                         int64_t columns, int64_t K, const Soon& soon, const F& f) {
+  alignas(64) C product[kAccumulators * kLanes<C>];
   const int tallest = max_rows(vectors);
   const int64_t tiles = (rows.size() + tallest - 1) / tallest;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t row = rows.begin + rows.size() * t / tiles;
     const int height = int(rows.begin + rows.size() * (t + 1) / tiles - row);
     for (int i = 0; i < height; ++i) soon(row + i, column, vectors);
-    pick_tile<C, Layout::kRows>(height, vectors)(a + row * lda, lda, panel, int64_t(vectors) * L, K, product);
+    pick_tile<C, Layout::kRows>(height, vectors)(a + row * lda, lda, panel, ldp, K, product);
     each_vector(product, row, height, column, vectors, columns, f);
   }
 }

@@ -17,6 +17,7 @@ namespace RNNFAST_ISA {
 // Rows of `a` that meet a panel before the next one is fetched: 512 KiB of them. At H = 1024 the weight comes from the
 // shared cache, and 48 rows would halve... the tiles' speed.
 constexpr int64_t kBlockBytes = 512 * 1024;
+constexpr int64_t kFewRows = 16;
 constexpr int64_t kGradientRows = 512;  // rows summed before a gradient tile goes back to memory
 
 template <class S>
@@ -66,10 +67,15 @@ int product(const ProductArgs& args, int threads) {
     bias.get()[j] = (j < N && bias0 ? widen(bias0[j]) : C(0)) + (j < N && bias1 ? widen(bias1[j]) : C(0));
   Barrier packed;
 
+  // Few rows do not pay for packing; whole vectors of a weight that is not transposed can be read where they lie.
+  const bool few = R <= kFewRows && !args.transposed && !kNarrow<S>;
+  const auto in_place = [&](int64_t column, int width) { return few && column + width * kLanes<C> <= N; };
+
   run_grid(grid, [&](int id, Grid g) {
     const Range vectors = share(columns.vectors(), columns.width, g.col(id), g.cols);
     const Range part = share(vectors.size(), columns.width, g.row(id), g.rows);
     columns.each_panel(vectors.begin + part.begin, vectors.begin + part.end, [&](int64_t column, int width) {
+      if (in_place(column, width)) return;
       C* panel = weight.get() + column * K;
       if (args.transposed)
         pack_transposed(w, K, N, column, width, panel);
@@ -83,8 +89,10 @@ int product(const ProductArgs& args, int threads) {
       const int64_t count = rows.end - begin < block_rows ? rows.end - begin : block_rows;
       const C* block = widened(a + begin * K, count, K, copies.get() + id * block_rows * K);
       columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
+        const bool direct = in_place(column, width);
+        const C* panel = direct ? reinterpret_cast<const C*>(w) + column : weight.get() + column * K;
         each_product(
-            {0, count}, block, K, weight.get() + column * K, column, width, N, K,
+            {0, count}, block, K, panel, direct ? N : width * kLanes<C>, column, width, N, K,
             [&](int64_t r, int64_t col, int count_) { prefetch(c + (begin + r) * N + col, count_); },
             [&](int64_t r, int64_t col, int lanes, Vec<C> sum) {
               store_lanes(c + (begin + r) * N + col, sum + load(bias.get() + col), lanes);
@@ -109,24 +117,27 @@ int gradient(const GradientArgs& args, int threads) {
   S* c = static_cast<S*>(args.c);                          // [M, N]
 
   const Grid grid = plan_product(M, R, N, threads);
-  const Columns<C> columns{N, 2};
-  const int64_t a_size = (M + kMaxRows - 1) / kMaxRows * kMaxRows * kGradientRows;
-  const int64_t b_size = 2 * kLanes<C> * kGradientRows;
+  // Few rows: the result is mostly written, and wide panels write long runs of it.
+  const Columns<C> columns{N, R <= kFewRows ? kMaxVectors : 2};
+  const int64_t depth = R < kGradientRows ? R : kGradientRows;
+  const int tallest = max_rows(columns.width);
+  const int64_t a_size = (M + tallest - 1) / tallest * tallest * depth;
+  const int64_t b_size = columns.width * kLanes<C> * depth;
   const Scratch<C> packed(grid.size() * (a_size + b_size)), sums(kNarrow<S> ? M * N : 0);
   if (!packed || !sums) return 1;
   C* total = kNarrow<S> ? sums.get() : reinterpret_cast<C*>(c);  // [M, N]; a 16-bit gradient is summed in float32
 
   run_grid(grid, [&](int id, Grid g) {
     const Range vectors = share(columns.vectors(), columns.width, g.col(id), g.cols);
-    const Range rows = share(M, kMaxRows, g.row(id), g.rows);
+    const Range rows = share(M, tallest, g.row(id), g.rows);
     C* a_tiles = packed.get() + id * (a_size + b_size);
     C* panel = a_tiles + a_size;
     for (int64_t begin = 0; begin < R || begin == 0; begin += kGradientRows) {
       const int64_t count = R - begin < kGradientRows ? R - begin : kGradientRows;
-      for (int64_t m = rows.begin; m < rows.end; m += kMaxRows) {
-        const int height = rows.end - m < kMaxRows ? int(rows.end - m) : kMaxRows;
-        C* to = a_tiles + m * kGradientRows;
-        for (int64_t k = 0; k < count; ++k, to += kMaxRows)
+      for (int64_t m = rows.begin; m < rows.end; m += tallest) {
+        const int height = rows.end - m < tallest ? int(rows.end - m) : tallest;
+        C* to = a_tiles + m * depth;
+        for (int64_t k = 0; k < count; ++k, to += tallest)
           for (int i = 0; i < height; ++i) to[i] = widen(a[(begin + k) * M + m + i]);
       }
       const auto b_row = [&](int64_t k) {
@@ -136,10 +147,10 @@ int gradient(const GradientArgs& args, int threads) {
       columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
         pack_rows<S>(b_row, count, N, column, width, panel);
         alignas(64) C product[kAccumulators * kLanes<C>];
-        for (int64_t m = rows.begin; m < rows.end; m += kMaxRows) {
-          const int height = rows.end - m < kMaxRows ? int(rows.end - m) : kMaxRows;
+        for (int64_t m = rows.begin; m < rows.end; m += tallest) {
+          const int height = rows.end - m < tallest ? int(rows.end - m) : tallest;
           for (int i = 0; i < height; ++i) prefetch(total + (m + i) * N + column, width);
-          pick_tile<C, Layout::kColumns>(height, width)(a_tiles + m * kGradientRows, kMaxRows, panel,
+          pick_tile<C, Layout::kColumns>(height, width)(a_tiles + m * depth, tallest, panel,
                                                         width * kLanes<C>, count, product);
           each_vector(product, m, height, column, width, N, [&](int64_t row, int64_t col, int lanes, Vec<C> sum) {
             C* p = total + row * N + col;

@@ -106,7 +106,7 @@ void walk_slice(const Walk& walk, const Op& op, const State<C>& state, const Sli
       if (leaving.size()) op.leave(state, leaving, now, panel, column, vectors);
       const auto take = [&](Range rows, int64_t k, bool joined) {
         each_product(
-            rows, now, state.ld, panel, column, vectors, state.K, k,
+            rows, now, state.ld, panel, vectors * kLanes<C>, column, vectors, state.K, k,
             [&](int64_t b, int64_t col, int count) { op.soon(steps.offset() + b, col, count); },
             [&](int64_t b, int64_t col, int lanes, Vec<C> product) {
               const Vec<C> h = op.step(steps.offset() + b, b, col, lanes, product, joined);
@@ -201,7 +201,7 @@ struct BackwardOp {
   void leave(const State<C>& state, Range rows, const C* carry, const C* panel, int64_t column, int vectors) const {
     if (!dh0) return;
     each_product(
-        rows, carry, state.ld, panel, column, vectors, H, H, [](int64_t, int64_t, int) {},
+        rows, carry, state.ld, panel, vectors * kLanes<C>, column, vectors, H, H, [](int64_t, int64_t, int) {},
         [&](int64_t b, int64_t col, int lanes, Vec<C> product) { store_lanes(dh0 + b * H + col, product, lanes); });
   }
 };

@@ -82,9 +82,31 @@ class CpuBackend(Backend):
         nonlinearity: str,
         needs: Needs,
     ) -> Grads:
-        return self.sequence_backward(
-            grad, None, x, h, weight_ih, weight_hh, out, nonlinearity, None, False, needs
+        dx = torch.empty_like(x) if needs.x else None
+        dh = torch.empty_like(h) if needs.h0 else None
+        dw_ih = torch.empty_like(weight_ih) if needs.weight_ih else None
+        dw_hh = torch.empty_like(weight_hh) if needs.weight_hh else None
+        bias = h.new_empty(h.shape[1]) if needs.bias else None
+        native.step_backward(
+            DTYPES[x.dtype],
+            ACTIVATIONS[nonlinearity],
+            h.shape[0],
+            x.shape[1],
+            h.shape[1],
+            grad.data_ptr(),
+            x.data_ptr(),
+            h.data_ptr(),
+            weight_ih.data_ptr(),
+            weight_hh.data_ptr(),
+            out.data_ptr(),
+            _address(dx),
+            _address(dh),
+            _address(dw_ih),
+            _address(dw_hh),
+            _address(bias),
+            get_num_threads(),
         )
+        return Grads(dx, dh, dw_ih, dw_hh, bias)
 
     def sequence_forward(
         self,
