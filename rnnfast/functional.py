@@ -134,8 +134,8 @@ def rnn_sequence(
     # Copied once here, where autograd sees it, rather than in the operator and again in its backward.
     arguments = (input.contiguous(), *tensors[1:], batch_sizes, nonlinearity, reverse)
     if ops.watched(*tensors):
-        if torch.onnx.is_in_onnx_export():
-            return onnx.rnn_sequence(*arguments)
+        if torch.onnx.is_in_onnx_export() and not packed:
+            return onnx.rnn_sequence(*tensors, nonlinearity, reverse)
         return torch.ops.rnnfast.rnn_sequence(*arguments, False, backend)
     grad = needs_grad(*tensors)
     steps = input.shape[0] if batch_sizes is None else batch_sizes.shape[0]

@@ -101,7 +101,9 @@ class RNN(torch.nn.RNNBase):
         unbatched = not packed and input.dim() == 2
         if packed:
             rows, batch_sizes, sorted_indices, unsorted_indices = input
-            batch = int(batch_sizes[0])
+            # In a graph batch_sizes[0] is no number to compare with; there the operator checks hx when it runs.
+            known = hx is None or not torch.compiler.is_compiling()
+            batch = int(batch_sizes[0]) if known else hx.shape[1]
             if hx is not None and sorted_indices is not None:
                 state = hx.index_select(1, sorted_indices)
         elif unbatched:

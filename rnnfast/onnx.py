@@ -1,6 +1,7 @@
 """What `torch.onnx.export(dynamo=True)` sees: ONNX's own RNN operator, one for each layer and direction.
 
 No decomposition: the exported model keeps dynamic T and B, and ONNX Runtime runs its own fused kernel.
+ONNX has no counterpart of PackedSequence; models have to be exported with padded sequences.
 """
 
 from __future__ import annotations
@@ -21,14 +22,9 @@ def rnn_sequence(
     weight_hh: Tensor,  # [H, H]
     bias_ih: Optional[Tensor],  # [H]
     bias_hh: Optional[Tensor],  # [H]
-    batch_sizes: Optional[Tensor],
     nonlinearity: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:  # [T, B, H], [B, H]
-    if batch_sizes is not None:
-        raise NotImplementedError(
-            "ONNX has no counterpart of PackedSequence: export the model with padded sequences"
-        )
     steps, batch, _ = x.shape
     hidden_size = h0.shape[1]
     zeros = weight_hh.new_zeros(hidden_size)

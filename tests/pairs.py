@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Optional
 
 import torch
@@ -30,8 +29,8 @@ def flat(result: Any) -> list[Tensor]:
 
 
 def outputs_and_gradients(module: torch.nn.Module, input: Any, hx: Optional[Tensor]) -> dict[str, Any]:
-    """Runs a copy of `module` forward and backward on copies of its arguments."""
-    module = copy.deepcopy(module)
+    """Runs `module` forward and backward on copies of its arguments."""
+    module.zero_grad(set_to_none=True)
     arguments: dict[str, Optional[Tensor]] = {}
     for name, value in (("input", input), ("hx", hx)):
         data = value.data if isinstance(value, PackedSequence) else value

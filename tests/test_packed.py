@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import BACKENDS
 from pairs import assert_same, pair
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import (
     PackedSequence,
     pack_padded_sequence,
@@ -109,6 +110,26 @@ def test_second_order_gradients(backend):
 
     hx = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(call, (packed.data.requires_grad_(), hx))
+
+
+@pytest.mark.parametrize("with_hx", [False, True])
+@pytest.mark.parametrize("enforce_sorted", [False, True])
+def test_compile(with_hx, enforce_sorted, backend):
+    """In one graph, which serves other lengths and other numbers of sequences too."""
+    torch._dynamo.reset()
+    _, ours = pair(3, 5, num_layers=2, bidirectional=True, backend=backend)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(ours, fullgraph=True, backend=counter)
+    for lengths in ([5, 3, 1], [7, 7, 2, 1], [9, 8, 4, 4, 1], [3, 2]):
+        packed = pack_sequence(sequences(lengths), enforce_sorted=enforce_sorted)
+        hx = torch.randn(4, len(lengths), 5, dtype=torch.float64) if with_hx else None
+        results = []
+        for module in (ours, compiled):
+            output, h_n = module(packed, hx)
+            grads = torch.autograd.grad(output.data.sin().sum() + h_n.sum(), list(ours.parameters()))
+            results.append([output.data, h_n, *grads])
+        torch.testing.assert_close(results[1], results[0])
+    assert counter.frame_count <= 2
 
 
 def test_training_mode_dropout(backend):
