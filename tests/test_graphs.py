@@ -1,6 +1,7 @@
 """Captured graphs: torch.compile, torch.export, make_fx, TorchScript, FX."""
 
 import io
+import shutil
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ STACKS = {
 }
 SIZES = [(4, 2), (5, 3), (6, 4), (7, 9), (50, 5)]
 
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch's compiler needs a C++ compiler"
+)
 each_backend = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 
 
@@ -96,6 +100,7 @@ def test_backend_is_chosen_when_the_graph_runs(monkeypatch):
     assert chosen[1][0] == "auto" and chosen[1][1] != "eager"
 
 
+@needs_compiler
 def test_inductor():
     """Torch's own compiler, around an RNN in the middle of other things, for a sequence of 1024 steps."""
     model = torch.nn.ModuleDict({"rnn": rnnfast.RNN(3, 5), "head": torch.nn.Linear(5, 2)})
@@ -165,6 +170,7 @@ def test_exported_program_can_be_trained():
     torch.testing.assert_close(actual, torch.autograd.grad(rnn(x)[0].sum(), list(rnn.parameters())))
 
 
+@needs_compiler
 def test_ahead_of_time_compiled_saved_and_reloaded(tmp_path):
     rnn = rnnfast.RNN(3, 5).eval()
     with torch.no_grad():
