@@ -54,7 +54,7 @@ composite_step = _EAGER.step_forward
 
 class Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend):  # type: ignore
+    def forward(ctx: Any, x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend):
         inputs = (x, h, weight_ih, weight_hh, bias_ih, bias_hh)
         operator = torch.ops.rnnfast.rnn_step if ops.watched(*inputs) else ops.rnn_step
         out = operator(*inputs, nonlinearity, True, backend)
@@ -64,21 +64,21 @@ class Step(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad):  # type: ignore
-        saved = ctx.saved_tensors
+    def backward(ctx: Any, grad):
+        x, h, weight_ih, weight_hh, out = ctx.saved_tensors
+        inputs = (grad, x, h, weight_ih, weight_hh, out)
         needs = _needs(ctx.needs_input_grad)
         if _higher_order(grad):
-            grads = _fields(_EAGER.step_backward(grad, *saved, ctx.nonlinearity, Needs(*needs)))
+            grads = _fields(_EAGER.step_backward(*inputs, ctx.nonlinearity, Needs(*needs)))
         else:
-            watched = ops.watched(grad, *saved)
-            operator = torch.ops.rnnfast.rnn_step_backward if watched else ops.rnn_step_backward
-            grads = _spread(operator(grad, *saved, ctx.nonlinearity, needs, ctx.backend), needs)
+            operator = torch.ops.rnnfast.rnn_step_backward if ops.watched(*inputs) else ops.rnn_step_backward
+            grads = _spread(operator(*inputs, ctx.nonlinearity, needs, ctx.backend), needs)
         return *_both_biases(grads, ctx.needs_input_grad), None, None
 
 
 class Sequence(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore
+    def forward(
         ctx: Any, x, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, nonlinearity, reverse, backend
     ):
         inputs = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
@@ -92,22 +92,26 @@ class Sequence(torch.autograd.Function):
         return out, h_n
 
     @staticmethod
-    def backward(ctx: Any, grad_out, grad_hn):  # type: ignore
-        *saved, batch_sizes = ctx.saved_tensors
+    def backward(ctx: Any, grad_out, grad_hn):
+        x, h0, weight_ih, weight_hh, out, batch_sizes = ctx.saved_tensors
+        inputs = (grad_out, grad_hn, x, h0, weight_ih, weight_hh, out)
         needs = _needs(ctx.needs_input_grad)
         if _higher_order(grad_out, grad_hn):
             grads = _composite_sequence_backward(
-                grad_out, grad_hn, *saved, ctx.nonlinearity, batch_sizes, ctx.reverse, Needs(*needs)
+                *inputs, ctx.nonlinearity, batch_sizes, ctx.reverse, Needs(*needs)
             )
         else:
-            inputs = (grad_out, grad_hn, *saved)
             watched = ops.watched(*inputs)
             operator = torch.ops.rnnfast.rnn_sequence_backward if watched else ops.rnn_sequence_backward
-            grads = _spread(
-                operator(*inputs, batch_sizes, ctx.nonlinearity, ctx.reverse, needs, ctx.backend), needs
-            )
+            found = operator(*inputs, batch_sizes, ctx.nonlinearity, ctx.reverse, needs, ctx.backend)
+            grads = _spread(found, needs)
         return *_both_biases(grads, ctx.needs_input_grad), None, None, None, None
 
+
+# Function.apply first looks for what a finished transform may have left in its arguments, for 2 us. Calls
+# that nobody watches go past it.
+apply_step = super(torch.autograd.Function, Step).apply
+apply_sequence = super(torch.autograd.Function, Sequence).apply
 
 # What the operators do where autograd may record them. A caller need not say whether a backward pass will
 # follow: that is known here, when the operator runs, and not when a graph is captured.

@@ -10,8 +10,17 @@ from torch import Tensor
 from . import onnx, ops
 from .backends.aten import torch_sequence, torch_step
 from .backends.eager import DTYPES
-from .derivative import Sequence, Step, composite_sequence, composite_step, needs_composite, needs_grad
+from .derivative import (
+    apply_sequence,
+    apply_step,
+    composite_sequence,
+    composite_step,
+    needs_composite,
+    needs_grad,
+)
 from .dispatch import check_name, find
+
+Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], Optional[Tensor]]
 
 _DTYPES = frozenset(getattr(torch, name) for name in DTYPES)
 
@@ -49,9 +58,10 @@ def rnn_step(
             or the backend is not available or refuses the problem.
         ValueError: unknown nonlinearity or backend.
     """
-    tensors = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    tensors: Arguments = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     if autocast_on(input):
-        input, hx, *_ = tensors = _autocast(*tensors)
+        tensors = _autocast(tensors)
+        input, hx = tensors[:2]
     if nonlinearity not in ("tanh", "relu"):
         _raise_unknown(nonlinearity)
     if input.dim() != 2 or not _consistent(*tensors) or input.shape[0] != hx.shape[0]:
@@ -69,7 +79,7 @@ def rnn_step(
     if solver("step", input, input_size, hx.shape[1], batch, 1, False, grad, backend) == "aten":
         return torch_step(*tensors, nonlinearity)
     if grad:
-        return Step.apply(*tensors, nonlinearity, backend)
+        return apply_step(*tensors, nonlinearity, backend)
     return ops.rnn_step(*tensors, nonlinearity, False, backend)
 
 
@@ -113,9 +123,10 @@ def rnn_sequence(
             or the backend is not available or refuses the problem.
         ValueError: unknown nonlinearity or backend, or ``batch_sizes`` that don't fit the input.
     """
-    tensors = (input, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    tensors: Arguments = (input, h0, weight_ih, weight_hh, bias_ih, bias_hh)
     if autocast_on(input):
-        input, h0, *_ = tensors = _autocast(*tensors)
+        tensors = _autocast(tensors)
+        input, h0 = tensors[:2]
     if nonlinearity not in ("tanh", "relu"):
         _raise_unknown(nonlinearity)
     packed = batch_sizes is not None
@@ -144,7 +155,7 @@ def rnn_sequence(
     if name == "aten":
         return torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
     if grad:
-        return Sequence.apply(*arguments, backend)
+        return apply_sequence(*arguments, backend)
     return ops.rnn_sequence(*arguments, False, backend)
 
 
@@ -183,13 +194,17 @@ def autocast_on(input: Tensor) -> bool:
     return torch.is_autocast_enabled(input.device.type)
 
 
-def _autocast(*tensors: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
+def _autocast(tensors: Arguments) -> Arguments:
     """Casts as autocast casts the arguments of a linear layer, which is what it does to torch's RNN."""
-    dtype = torch.get_autocast_dtype(tensors[0].device.type)  # type: ignore[union-attr]
-    return tuple(
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype is not torch.float64 else t
-        for t in tensors
-    )
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+
+    def cast(t: Optional[Tensor]) -> Any:
+        if t is None or not t.is_floating_point() or t.dtype is torch.float64:
+            return t
+        return t.to(dtype)
+
+    x, h, weight_ih, weight_hh, bias_ih, bias_hh = tensors
+    return cast(x), cast(h), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh)
 
 
 def _consistent(
@@ -226,7 +241,7 @@ def _consistent(
     )
 
 
-def _left_to_torch(result: Any, backend: str, tensors: tuple[Optional[Tensor], ...]) -> Any:
+def _left_to_torch(result: Any, backend: str, tensors: Arguments) -> Any:
     """Arguments that no kernel takes are given to torch's operator, which knows best how to reject them.
 
     It takes more than the kernels do, complex numbers for example; then its result stands, unless the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from typing import Any, Optional, Union, overload
 
 import torch
 from torch import Tensor
@@ -78,9 +78,15 @@ class RNN(torch.nn.RNNBase):
         self.nonlinearity = nonlinearity
         self.backend = backend
 
-    def forward(  # type: ignore[override]
-        self, input: Union[Tensor, PackedSequence], hx: Optional[Tensor] = None
-    ) -> tuple[Union[Tensor, PackedSequence], Tensor]:
+    @overload
+    def forward(self, input: Tensor, hx: Optional[Tensor] = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Optional[Tensor] = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Tensor]:
         """Runs all layers.
 
         Args:
@@ -101,7 +107,7 @@ class RNN(torch.nn.RNNBase):
         unbatched = not packed and input.dim() == 2
         if packed:
             rows, batch_sizes, sorted_indices, unsorted_indices = input
-            # In a graph batch_sizes[0] is no number to compare with; there the operator checks hx when it runs.
+            # A graph has no number for batch_sizes[0]; there the operator checks hx when it runs.
             known = hx is None or not torch.compiler.is_compiling()
             batch = int(batch_sizes[0]) if known else hx.shape[1]
             if hx is not None and sorted_indices is not None:
@@ -113,13 +119,13 @@ class RNN(torch.nn.RNNBase):
             rows = input.transpose(0, 1) if self.batch_first else input
             batch = rows.shape[1]
         else:
-            return torch.nn.RNN.forward(self, input, hx)  # raises torch's own error
+            return torch.nn.RNN.forward(self, input, hx)  # type: ignore  # raises torch's own error
 
         weights = self._layer_weights()
-        if not self._fits(rows, state, batch, packed, weights) or self._left_to_torch(
-            rows, state, batch, batch_sizes, weights
+        if not self._fits(rows, state, batch, packed, weights) or (
+            len(weights) > 1 and self._left_to_torch(rows, state, batch, batch_sizes, weights)
         ):
-            return torch.nn.RNN.forward(self, input, hx)
+            return torch.nn.RNN.forward(self, input, hx)  # type: ignore
 
         output, h_n = self._layers(rows, state, batch, batch_sizes, weights)
         if packed:
@@ -130,7 +136,7 @@ class RNN(torch.nn.RNNBase):
             return output.squeeze(1), h_n.squeeze(1)
         return (output.transpose(0, 1) if self.batch_first else output), h_n
 
-    def _layer_weights(self) -> list[list[Tensor]]:
+    def _layer_weights(self) -> list[list[Any]]:
         """The weights of every layer and direction, read anew in each call.
 
         So that whatever replaces them is seen: pruning, parametrizations, functional_call. Most are
@@ -143,7 +149,7 @@ class RNN(torch.nn.RNNBase):
         ]
 
     def _fits(
-        self, rows: Tensor, hx: Optional[Tensor], batch: int, packed: bool, weights: list[list[Tensor]]
+        self, rows: Tensor, hx: Optional[Tensor], batch: int, packed: bool, weights: list[list[Any]]
     ) -> bool:
         """Whether the arguments are right; what is wrong with them is then for torch to say."""
         return (
@@ -162,9 +168,9 @@ class RNN(torch.nn.RNNBase):
         hx: Optional[Tensor],
         batch: int,
         batch_sizes: Optional[Tensor],
-        weights: list[list[Tensor]],
+        weights: list[list[Any]],
     ) -> bool:
-        """Whether every layer is best solved by torch, which then gets the whole stack in one call."""
+        """Whether torch is the best for every layer of a stack; then it gets the whole stack in one call."""
         if needs_composite() or ops.watched(rows, hx, *(weight for layer in weights for weight in layer)):
             return False
         steps = rows.shape[0] if batch_sizes is None else batch_sizes.shape[0]
@@ -194,10 +200,10 @@ class RNN(torch.nn.RNNBase):
         hx: Optional[Tensor],
         batch: int,
         batch_sizes: Optional[Tensor],
-        weights: list[list[Tensor]],
+        weights: list[list[Any]],
     ) -> tuple[Tensor, Tensor]:
         if hx is None:
-            states = [rows.new_zeros(batch, self.hidden_size)] * len(weights)
+            states = (rows.new_zeros(batch, self.hidden_size),) * len(weights)
         else:
             states = hx.unbind(0)
         directions = 2 if self.bidirectional else 1
@@ -208,11 +214,16 @@ class RNN(torch.nn.RNNBase):
             outputs = []
             for direction in range(directions):
                 i = layer * directions + direction
+                weight_ih, weight_hh, *biases = weights[i]
+                bias_ih, bias_hh = biases or (None, None)
                 output, h_n = rnn_sequence(
                     rows,
                     states[i],
-                    *weights[i],
-                    nonlinearity=self.nonlinearity,
+                    weight_ih,
+                    weight_hh,
+                    bias_ih,
+                    bias_hh,
+                    self.nonlinearity,
                     reverse=direction == 1,
                     batch_sizes=batch_sizes,
                     backend=self.backend,
@@ -231,6 +242,9 @@ class RNN(torch.nn.RNNBase):
         torch.jit.script puts it into the model that it is given, too; `convert` changes that back.
         """
         return recast(self, torch.nn.RNN)
+
+
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class RNNCell(torch.nn.RNNCellBase):
@@ -291,19 +305,18 @@ class RNNCell(torch.nn.RNNCellBase):
             or (hx is not None and hx.dim() != dims)
             or self.nonlinearity not in ("tanh", "relu")
         ):
-            return torch.nn.RNNCell.forward(self, input, hx)  # raises torch's own error
+            return torch.nn.RNNCell.forward(self, input, hx)  # type: ignore  # raises torch's own error
 
         x = input if dims == 2 else input.unsqueeze(0)
         if hx is None:
             h = x.new_zeros(x.shape[0], self.hidden_size)
         else:
             h = hx if dims == 2 else hx.unsqueeze(0)
-        parameters = self._parameters
-        weights = [
-            parameters[name] if name in parameters else getattr(self, name)
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        ]
-        out = rnn_step(x, h, *weights, self.nonlinearity, backend=self.backend)
+        parameters: dict[str, Any] = self._parameters
+        weight_ih, weight_hh, bias_ih, bias_hh = (
+            parameters[name] if name in parameters else getattr(self, name) for name in _CELL_WEIGHTS
+        )
+        out = rnn_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, self.nonlinearity, backend=self.backend)
         return out if dims == 2 else out.squeeze(0)
 
     def extra_repr(self) -> str:
