@@ -7,14 +7,12 @@ from typing import TypeVar
 import torch
 
 from . import dispatch
-from .modules import RNN, RNNCell, recast
+from .interchange import recast
+from .modules import RNN, RNNCell
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
-_COUNTERPARTS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
-    torch.nn.RNN: RNN,
-    torch.nn.RNNCell: RNNCell,
-}
+_COUNTERPARTS: dict[type, type] = {cls.counterpart: cls for cls in (RNN, RNNCell)}
 
 
 def convert(model: Model, backend: str = "auto") -> Model:
@@ -39,7 +37,8 @@ def convert(model: Model, backend: str = "auto") -> Model:
         if type(module) not in _COUNTERPARTS:
             return module
         if module not in replacements:
-            replacements[module] = _converted(module, backend)
+            new = replacements[module] = recast(module, _COUNTERPARTS[type(module)])
+            new.backend = backend  # type: ignore[assignment]
         return replacements[module]
 
     for parent in list(model.modules()):
@@ -48,10 +47,3 @@ def convert(model: Model, backend: str = "auto") -> Model:
             if child is not None:
                 parent._modules[name] = replaced(child)
     return replaced(model)  # type: ignore[return-value]
-
-
-def _converted(module: torch.nn.Module, backend: str) -> torch.nn.Module:
-    # Past __init__, which would draw random numbers and allocate weights only to drop them.
-    new = recast(module, _COUNTERPARTS[type(module)])
-    new.backend = backend  # type: ignore[assignment]
-    return new

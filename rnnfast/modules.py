@@ -11,9 +11,10 @@ from torch.nn.utils.rnn import PackedSequence
 from . import dispatch, ops
 from .derivative import needs_composite, needs_grad
 from .functional import autocast_on, rnn_sequence, rnn_step, solver
+from .interchange import Interchangeable
 
 
-class RNN(torch.nn.RNNBase):
+class RNN(Interchangeable, torch.nn.RNNBase):
     r"""Elman RNN, a drop-in for `torch.nn.RNN`: ``h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)``.
 
     Parameters, their names, their initialisation, outputs and errors are those of `torch.nn.RNN`;
@@ -39,8 +40,9 @@ class RNN(torch.nn.RNNBase):
         RuntimeError: the backend is not available here; the message says why.
     """
 
+    counterpart = torch.nn.RNN
+
     nonlinearity: str
-    backend: str = "auto"
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class RNN(torch.nn.RNNBase):
             ValueError, RuntimeError: as `torch.nn.RNN` does.
         """
         if isinstance(input, torch.fx.Proxy):
-            return _fx_leaf(self, input, hx)
+            return self.leaf(input, hx)
         batch_sizes = sorted_indices = unsorted_indices = None
         rows, state = input, hx  # time-major and batched, from here on
         packed = isinstance(input, PackedSequence)
@@ -233,21 +235,11 @@ class RNN(torch.nn.RNNBase):
             rows = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
         return rows, last[0].unsqueeze(0) if len(last) == 1 else torch.stack(last)
 
-    def extra_repr(self) -> str:
-        return _with_backend(super().extra_repr(), self.backend)
-
-    def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What torch.jit.script compiles in place of this module: torch's own, with the same parameters.
-
-        torch.jit.script puts it into the model that it is given, too; `convert` changes that back.
-        """
-        return recast(self, torch.nn.RNN)
-
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class RNNCell(torch.nn.RNNCellBase):
+class RNNCell(Interchangeable, torch.nn.RNNCellBase):
     r"""One step of an Elman RNN, a drop-in for `torch.nn.RNNCell`.
 
     ``h' = act(input W_ih^T + b_ih + hx W_hh^T + b_hh)``, which is ``rnn_step`` with the module's weights.
@@ -265,8 +257,9 @@ class RNNCell(torch.nn.RNNCellBase):
         RuntimeError: the backend is not available here; the message says why.
     """
 
+    counterpart = torch.nn.RNNCell
+
     nonlinearity: str
-    backend: str = "auto"
 
     def __init__(
         self,
@@ -298,7 +291,7 @@ class RNNCell(torch.nn.RNNCellBase):
             ValueError, RuntimeError: as `torch.nn.RNNCell` does.
         """
         if isinstance(input, torch.fx.Proxy):
-            return _fx_leaf(self, input, hx)
+            return self.leaf(input, hx)
         dims = input.dim()
         if (
             dims not in (1, 2)
@@ -318,30 +311,3 @@ class RNNCell(torch.nn.RNNCellBase):
         )
         out = rnn_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, self.nonlinearity, backend=self.backend)
         return out if dims == 2 else out.squeeze(0)
-
-    def extra_repr(self) -> str:
-        return _with_backend(super().extra_repr(), self.backend)
-
-    def __prepare_scriptable__(self) -> torch.nn.Module:
-        """As that of RNN."""
-        return recast(self, torch.nn.RNNCell)
-
-
-def recast(module: torch.nn.Module, cls: type[torch.nn.Module]) -> torch.nn.Module:
-    """A module of class `cls` with all that `module` has, without running its __init__."""
-    new = cls.__new__(cls)
-    new.__dict__.update(module.__dict__)
-    return new
-
-
-def _fx_leaf(module: torch.nn.Module, *args: Any) -> Any:
-    """Records a call of `module` in the torch.fx graph that is being traced, as fx does for torch's own."""
-    tracer = args[0].tracer
-    if module is tracer.root:
-        name = type(module).__name__
-        raise TypeError(f"torch.fx takes {name} for a leaf: trace a module that contains it, not itself")
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, {})
-
-
-def _with_backend(text: str, backend: str) -> str:
-    return text if backend == "auto" else f"{text}, backend={backend}"

@@ -80,17 +80,7 @@ def _fake_grads(
     return [x.new_empty(shape) for shape, needed in zip(shapes, needs, strict=True) if needed]
 
 
-def _fake_step(
-    x: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-    nonlinearity: str,
-    grad: bool,
-    backend: str,
-) -> Tensor:
+def _fake_step(x: Tensor, h: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(h.shape)
 
 
@@ -126,17 +116,8 @@ def rnn_step(
     return _detached(out)
 
 
-def _fake_step_backward(
-    grad: Tensor,
-    x: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    out: Tensor,
-    nonlinearity: str,
-    needs: Sequence[bool],
-    backend: str,
-) -> list[Tensor]:
+def _fake_step_backward(grad: Tensor, *args: Any) -> list[Tensor]:
+    x, h, weight_ih, weight_hh, _, _, needs, _ = args
     return _fake_grads(x, h, weight_ih, weight_hh, needs)
 
 
@@ -173,19 +154,7 @@ def rnn_step_backward(
     return _needed(grads, needs)
 
 
-def _fake_sequence(
-    x: Tensor,
-    h0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-    batch_sizes: Optional[Tensor],
-    nonlinearity: str,
-    reverse: bool,
-    grad: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _fake_sequence(x: Tensor, h0: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty((*x.shape[:-1], h0.shape[1])), x.new_empty(h0.shape)
 
 
@@ -222,20 +191,8 @@ def rnn_sequence(
     return out.view(*x.shape[:-1], h0.shape[1]).data, _detached(h_n)
 
 
-def _fake_sequence_backward(
-    grad_out: Optional[Tensor],
-    grad_hn: Optional[Tensor],
-    x: Tensor,
-    h0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    out: Tensor,
-    batch_sizes: Optional[Tensor],
-    nonlinearity: str,
-    reverse: bool,
-    needs: Sequence[bool],
-    backend: str,
-) -> list[Tensor]:
+def _fake_sequence_backward(grad_out: Any, grad_hn: Any, *args: Any) -> list[Tensor]:
+    x, h0, weight_ih, weight_hh, *_, needs, _ = args
     return _fake_grads(x, h0, weight_ih, weight_hh, needs)
 
 
