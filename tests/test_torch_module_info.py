@@ -176,8 +176,7 @@ def test_gradients(theirs, build, device, check):
         if not isinstance(args[0], torch.Tensor):
             continue
         names, params = zip(*module.named_parameters(), strict=True)
-        batched = theirs is not torch.nn.RNN or build is not theirs  # torch's RNN can't
-        assert check(partial(call_with, module, names), (*params, *args), check_batched_grad=batched)
+        assert check(partial(call_with, module, names), (*params, *args), check_batched_grad=True)
 
 
 def test_memory_format(theirs, build, device):

@@ -1,0 +1,58 @@
+"""The support matrix: its tests exist, the README is up to date, and what torch can't do it still can't."""
+
+from pathlib import Path
+
+import pytest
+import support
+import torch
+from torch.export import Dim
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.parametrize("row", support.ROWS, ids=lambda row: row.feature)
+def test_every_row_is_shown_by_a_test(row):
+    assert {row.shown_by, row.theirs_shown_by} - {""} <= support.existing_tests()
+
+
+def test_readme_is_up_to_date():
+    text = README.read_text() if README.exists() else ""
+    if support.BEGIN not in text:
+        pytest.skip("the README has no place for the support matrix")
+    assert text == support.with_table(text), "run: python -m tests.support --write README.md"
+
+
+@pytest.fixture
+def rnn():
+    return torch.nn.RNN(3, 5)
+
+
+def test_torch_can_t_compile(rnn):
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="does not support RNN"):
+        torch.compile(rnn, fullgraph=True, backend="eager")(torch.zeros(4, 2, 3))
+
+
+def test_torch_can_t_vmap(rnn):
+    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+        torch.func.vmap(rnn)(torch.zeros(6, 4, 2, 3))
+
+
+def test_torch_can_t_compute_per_sample_gradients(rnn):
+    def loss(parameters, x):
+        return torch.func.functional_call(rnn, parameters, (x,))[0].sum()
+
+    parameters = {name: p.detach() for name, p in rnn.named_parameters()}
+    with pytest.raises(RuntimeError):
+        torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, torch.zeros(6, 4, 3))
+
+
+def test_torch_can_t_export_a_dynamic_length(rnn):
+    dynamic = ({0: Dim("T", min=1, max=100), 1: Dim("B", min=1, max=100)},)
+    with pytest.raises(Exception, match="Constraints violated"):
+        torch.export.export(rnn.eval(), (torch.zeros(4, 2, 3),), dynamic_shapes=dynamic)
+
+
+def test_torch_can_t_skip_init():
+    with pytest.raises(RuntimeError, match="must support a 'device' arg"):
+        torch.nn.utils.skip_init(torch.nn.RNN, 3, 5)
