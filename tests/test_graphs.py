@@ -256,10 +256,10 @@ def test_opcheck_sequence(requires_grad, lengths, backend):
     out, _ = rnnfast.functional.rnn_sequence(*case.args, batch_sizes=case.batch_sizes)
     x, h0, weight_ih, weight_hh = (tensor.detach() for tensor in case.args[:4])
     for grad_hn in (case.grad_hn, None):
+        tensors = (case.grad_out, grad_hn, x, h0, weight_ih, weight_hh, out.detach(), case.batch_sizes)
         torch.library.opcheck(
             torch.ops.rnnfast.rnn_sequence_backward.default,
-            (case.grad_out, grad_hn, x, h0, weight_ih, weight_hh, out.detach(), case.batch_sizes)
-            + ("tanh", False, [True, False, True, True, True], backend),
+            (*tensors, "tanh", False, [True, False, True, True, True], backend),
             test_utils=utilities(False),
         )
 
