@@ -1,7 +1,8 @@
 """Builds the native CPU extension; everything else about the package is in pyproject.toml.
 
-csrc knows nothing of torch, so an isolated build needs only pybind11. The extension is optional: without a compiler the
-package installs all the same and runs on its eager and aten backends (`rnnfast.show_config()` says so).
+csrc knows nothing of torch, so an isolated build needs only pybind11. The extension is optional: without a
+compiler the package installs all the same and runs on its eager and aten backends (`rnnfast.show_config()` says
+so).
 """
 
 import platform
@@ -16,8 +17,9 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # One source, built once per instruction set; bindings.cpp chooses at run time.
 FLAGS = {"kernels_baseline.cpp": []}
 if X86:
-    FLAGS["kernels_avx2.cpp"] = ["-mavx2", "-mfma", "-mf16c", "-mprfchw"]
-    FLAGS["kernels_avx512.cpp"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprfchw"]
+    AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mprfchw"]
+    FLAGS["kernels_avx2.cpp"] = AVX2
+    FLAGS["kernels_avx512.cpp"] = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti", "-ffp-contract=fast"]
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 

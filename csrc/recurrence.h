@@ -5,10 +5,10 @@
 // batch_sizes[0] = B. `reverse` walks the same rows from the last step to the first: sequences then start late,
 // at the first step that has a row for them, from their row of h0.
 //
-//   forward    h_t = act(pre_t + h_{t-1} W_hh^T),  pre = x W_ih^T + b_ih + b_hh
+//   forward    h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)
 //   backward   dpre_t = (dout_t + dpre_{t+1} W_hh) act'(h_t);  act' from h alone: tanh' = 1 - h^2, relu' = [h > 0]
 //
-// Every function returns 0, or 1 when scratch memory could not be had (nothing useful is written then).
+// Every function returns 0, or nonzero when scratch memory could not be had (nothing useful is written then).
 #pragma once
 
 #include <stdint.h>
@@ -23,6 +23,62 @@ struct Walk {
   const int64_t* batch_sizes;  // [T], or null: B rows at every step
   bool reverse;
 };
+
+// ---- the contract ----------------------------------------------------------------------------------
+
+// One step: one accumulator over both products.
+struct StepArgs {
+  DType dtype;
+  Activation activation;
+  int64_t B, I, H;
+  const void* x;     // [B, I]
+  const void* h;     // [B, H]
+  const void* w_ih;  // [H, I]
+  const void* w_hh;  // [H, H]
+  const void* b_ih;  // [H], or null
+  const void* b_hh;  // [H], or null
+  void* out;         // [B, H]
+};
+
+// A whole sequence. `stepwise` (dense batches only) runs it as steps that read the weights in place instead of packing
+// them, which suits the shortest sequences.
+struct SequenceArgs {
+  DType dtype;
+  Activation activation;
+  Walk walk;
+  int64_t I;
+  bool stepwise;
+  const void* x;     // [R, I]
+  const void* h0;    // [B, H]
+  const void* w_ih;  // [H, I]
+  const void* w_hh;  // [H, H]
+  const void* b_ih;  // [H], or null
+  const void* b_hh;  // [H], or null
+  void* out;         // [R, H]
+  void* h_n;         // [B, H]
+};
+
+// The gradients of a sequence, and with T = 1 those of a step. Results are left out where the pointer is null.
+struct SequenceBackwardArgs {
+  DType dtype;
+  Activation activation;
+  Walk walk;
+  int64_t I;
+  const void* dout;  // [R, H], or null for zeros
+  const void* dh_n;  // [B, H], or null for zeros
+  const void* x;     // [R, I]
+  const void* h0;    // [B, H]
+  const void* w_ih;  // [H, I]
+  const void* w_hh;  // [H, H]
+  const void* out;   // [R, H]
+  void* dx;          // [R, I]
+  void* dh0;         // [B, H]
+  void* dw_ih;       // [H, I]
+  void* dw_hh;       // [H, H]
+  void* db;          // [H], the gradient of either bias
+};
+
+// ---- what it is made of ----------------------------------------------------------------------------
 
 struct ForwardArgs {
   DType dtype;
@@ -58,8 +114,8 @@ struct ProductArgs {
   void* c;            // [R, N]
 };
 
-// c = a^T b: the weight gradient, a sum over rows. Row r of b is b[index[r]], or b_start[~index[r]] where the index is
-// negative, so that the previous hidden state of every row is found without a copy; a null index means b[r].
+// c = a^T b, a sum over rows. Row r of b is b[index[r]], or b_start[~index[r]] where the index is negative, so that the
+// previous hidden state of every row is found without a copy; a null index means b[r].
 struct GradientArgs {
   DType dtype;
   int64_t R, M, N;
@@ -68,55 +124,25 @@ struct GradientArgs {
   const void* b_start;   // [B, N], or null
   const int64_t* index;  // [R], or null
   void* c;               // [M, N]
-  void* a_sum;           // [M] column sums of a (the bias gradient), or null
 };
 
-// out = act(x W_ih^T + h W_hh^T + b_ih + b_hh), one accumulator over both products.
-struct StepArgs {
+// sum[m] = sum over r of a[r, m]
+struct ColumnSumArgs {
   DType dtype;
-  Activation activation;
-  int64_t B, I, H;
-  const void* x;     // [B, I]
-  const void* h;     // [B, H]
-  const void* w_ih;  // [H, I]
-  const void* w_hh;  // [H, H]
-  const void* b_ih;  // [H], or null
-  const void* b_hh;  // [H], or null
-  void* out;         // [B, H]
-};
-
-// The gradients of a step, each left out where its pointer is null. The bias gradient serves both biases.
-struct StepBackwardArgs {
-  DType dtype;
-  Activation activation;
-  int64_t B, I, H;
-  const void* dout;  // [B, H]
-  const void* x;     // [B, I]
-  const void* h;     // [B, H]
-  const void* w_ih;  // [H, I]
-  const void* w_hh;  // [H, H]
-  const void* out;   // [B, H]
-  void* dx;          // [B, I]
-  void* dh;          // [B, H]
-  void* dw_ih;       // [H, I]
-  void* dw_hh;       // [H, H]
-  void* db;          // [H]
+  int64_t R, M;
+  const void* a;  // [R, M]
+  void* sum;      // [M]
 };
 
 // What one instruction set provides.
 struct Kernels {
   const char* name;
-  int (*forward)(const ForwardArgs&, int threads);
-  int (*backward)(const BackwardArgs&, int threads);
-  int (*product)(const ProductArgs&, int threads);
-  int (*gradient)(const GradientArgs&, int threads);
   int (*step)(const StepArgs&, int threads);
-  int (*step_backward)(const StepBackwardArgs&, int threads);
-  double (*fma_peak)(int threads, double seconds);                           // flop/s, float32
-  double (*read_bandwidth)(int64_t bytes, int threads, double seconds);      // bytes/s
+  int (*sequence)(const SequenceArgs&, int threads);
+  int (*sequence_backward)(const SequenceBackwardArgs&, int threads);
+  int (*forward)(const ForwardArgs&, int threads);                       // the recurrence alone
+  double (*fma_peak)(int threads, double seconds);                       // flop/s, float32
+  double (*read_bandwidth)(int64_t bytes, int threads, double seconds);  // bytes/s
 };
-
-// index[r] of GradientArgs for the previous hidden state of every row of a walk.
-void previous_rows(const Walk& walk, int64_t* index /* [R] */);
 
 }  // namespace rnnfast

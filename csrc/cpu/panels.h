@@ -4,6 +4,7 @@
 #pragma once
 
 #include "lanes.h"
+#include "scratch.h"
 #include "team.h"
 #include "tile.h"
 
@@ -99,21 +100,50 @@ INLINE void prefetch(const S* p, int vectors) {
   for (; line < end; line += 64) __builtin_prefetch(line, 1);
 }
 
-// Multiplies rows of A by one packed panel, in tiles of equal height. Calls soon(row, column, vectors) for each row before
+// Rows cut into tiles of nearly equal height.
+struct Tiles {
+  Range rows;
+  int64_t count;
+  Tiles(Range r, int tallest) : rows(r), count((r.size() + tallest - 1) / tallest) {}
+  Range operator[](int64_t t) const {
+    return {rows.begin + rows.size() * t / count, rows.begin + rows.size() * (t + 1) / count};
+  }
+};
+
+// A and the stride that goes with it, for one tile from one k on.
+template <class C>
+struct Operand {
+  const C* a;
+  int64_t ld;
+};
+
+// Multiplies tiles of A by one panel. `operand(tile, k)` finds A; soon(row, column, vectors) is called for each row before
 // its tile is computed and f(row, column, lanes, value) for each vector of the product; lanes is short of a full vector only
 // at the ragged end. K = 0 gives zeros.
-template <class C, class Soon, class F>
-INLINE void each_product(Range rows, const C* a, int64_t lda, const C* panel, int64_t ldp, int64_t column, int vectors,
+//
+// A few tiles go through k together, chunk by chunk, so that a chunk of the panel comes from the second cache level once
+// for all of them.
+template <Layout layout, class C, class Find, class Soon, class F>
+INLINE void each_product(const Tiles& tiles, const Find& operand, const C* panel, int64_t ldp, int64_t column, int vectors,
                          int64_t columns, int64_t K, const Soon& soon, const F& f) {
-  alignas(64) C product[kAccumulators * kLanes<C>];
-  const int tallest = max_rows(vectors);
-  const int64_t tiles = (rows.size() + tallest - 1) / tallest;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t row = rows.begin + rows.size() * t / tiles;
-    const int height = int(rows.begin + rows.size() * (t + 1) / tiles - row);
-    for (int i = 0; i < height; ++i) soon(row + i, column, vectors);
-    pick_tile<C, Layout::kRows>(height, vectors)(a + row * lda, lda, panel, ldp, K, product);
-    each_vector(product, row, height, column, vectors, columns, f);
+  constexpr int kTogether = 4;
+  constexpr int kTile = kAccumulators * kLanes<C>;
+  alignas(64) C products[kTogether * kTile];
+  for (int64_t first = 0; first < tiles.count; first += kTogether) {
+    const int64_t last = first + kTogether < tiles.count ? first + kTogether : tiles.count;
+    TileFn<C> kernels[kTogether];
+    for (int64_t t = first; t < last; ++t) {
+      kernels[t - first] = pick_tile<C, layout>(int(tiles[t].size()), vectors);
+      for (int64_t row = tiles[t].begin; row < tiles[t].end; ++row) soon(row, column, vectors);
+    }
+    for (int64_t k = 0; k == 0 || k < K; k += kChunk)
+      for (int64_t t = first; t < last; ++t) {
+        const Operand<C> from = operand(tiles[t], k);
+        kernels[t - first](from.a, from.ld, panel + k * ldp, ldp, K - k < kChunk ? K - k : kChunk, k > 0,
+                           products + (t - first) * kTile);
+      }
+    for (int64_t t = first; t < last; ++t)
+      each_vector(products + (t - first) * kTile, tiles[t].begin, int(tiles[t].size()), column, vectors, columns, f);
   }
 }
 

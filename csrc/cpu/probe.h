@@ -3,6 +3,7 @@
 
 #include <time.h>
 
+#include "scratch.h"
 #include "team.h"
 
 namespace rnnfast {

@@ -1,7 +1,8 @@
 // The products outside the recurrence.
 //
 //   product    c = a b + bias0 + bias1      the input projection of all steps at once, and its input gradient
-//   gradient   c = a^T b, sum of a          the weight gradients: a sum over all rows
+//   gradient   c = a^T b                    the weight gradients: a sum over all rows
+//   column_sum                              the bias gradient
 //
 // Plain GEMMs, but our own: a vendor library picks its order of summation by shape and thread count, and with it the
 // last bits; these have the one order of the tile, so that a sequence gets the same result in any batch and at any
@@ -20,18 +21,21 @@ constexpr int64_t kBlockBytes = 512 * 1024;
 constexpr int64_t kFewRows = 16;
 constexpr int64_t kGradientRows = 512;  // rows summed before a gradient tile goes back to memory
 
+// to[i] = from[i] in compute precision, i < count.
 template <class S>
-constexpr bool kNarrow = sizeof(S) != sizeof(Compute<S>);
+INLINE void copy_lanes(const S* from, int64_t count, Compute<S>* to) {
+  constexpr int L = kLanes<Compute<S>>;
+  for (int64_t i = 0; i < count; i += L) {
+    const int lanes = count - i < L ? int(count - i) : L;
+    store_lanes(to + i, load_lanes(from + i, lanes), lanes);
+  }
+}
 
 // Rows [0, count) of a [.., K] in compute precision: themselves, or for 16-bit types a widened copy.
 template <class S>
 INLINE const Compute<S>* widened(const S* a, int64_t count, int64_t K, Compute<S>* copy) {
   if constexpr (kNarrow<S>) {
-    for (int64_t i = 0; i < count * K; i += kLanes<float>) {
-      const int64_t left = count * K - i;
-      const int lanes = left < kLanes<float> ? int(left) : kLanes<float>;
-      store_lanes(copy + i, load_lanes(a + i, lanes), lanes);
-    }
+    copy_lanes(a, count * K, copy);
     return copy;
   } else {
     return a;
@@ -91,8 +95,10 @@ int product(const ProductArgs& args, int threads) {
       columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
         const bool direct = in_place(column, width);
         const C* panel = direct ? reinterpret_cast<const C*>(w) + column : weight.get() + column * K;
-        each_product(
-            {0, count}, block, K, panel, direct ? N : width * kLanes<C>, column, width, N, K,
+        each_product<Layout::kRows>(
+            Tiles({0, count}, max_rows(width)),
+            [&](Range tile, int64_t k) { return Operand<C>{block + tile.begin * K + k, K}; }, panel,
+            direct ? N : width * kLanes<C>, column, width, N, K,
             [&](int64_t r, int64_t col, int count_) { prefetch(c + (begin + r) * N + col, count_); },
             [&](int64_t r, int64_t col, int lanes, Vec<C> sum) {
               store_lanes(c + (begin + r) * N + col, sum + load(bias.get() + col), lanes);
@@ -103,9 +109,9 @@ int product(const ProductArgs& args, int threads) {
   return 0;
 }
 
-// c[m, n] = sum over r of a[r, m] b_row(r)[n], in blocks of rows. A block of a is packed into tiles of kMaxRows columns
-// (read where it lies its rows would be 4 KiB apart at H = 1024 and compete for the same cache sets: 203 instead of xxx
-// GF/s), then each panel of b meets all of them.
+// c[m, n] = sum over r of a[r, m] b_row(r)[n], in blocks of rows. A block of a is packed tile by tile (read where it lies,
+// its rows would be 4 KiB apart at H = 1024 and compete for the same cache sets: 1.35 times slower), then each panel of b
+// meets all of it.
 template <class S>
 int gradient(const GradientArgs& args, int threads) {
   using C = Compute<S>;
@@ -120,25 +126,22 @@ int gradient(const GradientArgs& args, int threads) {
   // Few rows: the result is mostly written, and wide panels write long runs of it.
   const Columns<C> columns{N, R <= kFewRows ? kMaxVectors : 2};
   const int64_t depth = R < kGradientRows ? R : kGradientRows;
-  const int tallest = max_rows(columns.width);
-  const int64_t a_size = (M + tallest - 1) / tallest * tallest * depth;
-  const int64_t b_size = columns.width * kLanes<C> * depth;
-  const Scratch<C> packed(grid.size() * (a_size + b_size)), sums(kNarrow<S> ? M * N : 0);
+  const int64_t a_size = M * depth, b_size = columns.width * kLanes<C> * depth;
+  const Scratch<C> packed(grid.cols * a_size + grid.size() * b_size), sums(kNarrow<S> ? M * N : 0);
   if (!packed || !sums) return 1;
   C* total = kNarrow<S> ? sums.get() : reinterpret_cast<C*>(c);  // [M, N]; a 16-bit gradient is summed in float32
 
   run_grid(grid, [&](int id, Grid g) {
     const Range vectors = share(columns.vectors(), columns.width, g.col(id), g.cols);
-    const Range rows = share(M, tallest, g.row(id), g.rows);
-    C* a_tiles = packed.get() + id * (a_size + b_size);
-    C* panel = a_tiles + a_size;
+    const Tiles tiles(share(M, kMaxRows, g.row(id), g.rows), max_rows(columns.width));
+    C* a_tiles = packed.get() + g.col(id) * a_size;  // shared by threads that own different rows of it
+    C* panel = packed.get() + grid.cols * a_size + id * b_size;
     for (int64_t begin = 0; begin < R || begin == 0; begin += kGradientRows) {
       const int64_t count = R - begin < kGradientRows ? R - begin : kGradientRows;
-      for (int64_t m = rows.begin; m < rows.end; m += tallest) {
-        const int height = rows.end - m < tallest ? int(rows.end - m) : tallest;
-        C* to = a_tiles + m * depth;
-        for (int64_t k = 0; k < count; ++k, to += tallest)
-          for (int i = 0; i < height; ++i) to[i] = widen(a[(begin + k) * M + m + i]);
+      for (int64_t t = 0; t < tiles.count; ++t) {
+        C* to = a_tiles + tiles[t].begin * depth;
+        const int height = int(tiles[t].size());
+        for (int64_t k = 0; k < count; ++k, to += height) copy_lanes(a + (begin + k) * M + tiles[t].begin, height, to);
       }
       const auto b_row = [&](int64_t k) {
         const int64_t r = index ? index[begin + k] : begin + k;
@@ -146,21 +149,21 @@ int gradient(const GradientArgs& args, int threads) {
       };
       columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
         pack_rows<S>(b_row, count, N, column, width, panel);
-        alignas(64) C product[kAccumulators * kLanes<C>];
-        for (int64_t m = rows.begin; m < rows.end; m += tallest) {
-          const int height = rows.end - m < tallest ? int(rows.end - m) : tallest;
-          for (int i = 0; i < height; ++i) prefetch(total + (m + i) * N + column, width);
-          pick_tile<C, Layout::kColumns>(height, width)(a_tiles + m * depth, tallest, panel,
-                                                        width * kLanes<C>, count, product);
-          each_vector(product, m, height, column, width, N, [&](int64_t row, int64_t col, int lanes, Vec<C> sum) {
-            C* p = total + row * N + col;
-            store_lanes(p, begin ? load_lanes(p, lanes) + sum : sum, lanes);
-          });
-        }
+        each_product<Layout::kColumns>(
+            tiles,
+            [&](Range tile, int64_t k) {
+              return Operand<C>{a_tiles + tile.begin * depth + k * tile.size(), tile.size()};
+            },
+            panel, width * kLanes<C>, column, width, N, count,
+            [&](int64_t m, int64_t col, int vectors_) { prefetch(total + m * N + col, vectors_); },
+            [&](int64_t m, int64_t col, int lanes, Vec<C> sum) {
+              C* p = total + m * N + col;
+              store_lanes(p, begin ? load_lanes(p, lanes) + sum : sum, lanes);
+            });
       });
     }
     if (kNarrow<S>)
-      for (int64_t m = rows.begin; m < rows.end; ++m)
+      for (int64_t m = tiles.rows.begin; m < tiles.rows.end; ++m)
         for (int64_t v = vectors.begin; v < vectors.end; ++v) {
           const int64_t col = v * kLanes<C>, left = N - col;
           const int lanes = left < kLanes<C> ? int(left) : kLanes<C>;
@@ -170,27 +173,36 @@ int gradient(const GradientArgs& args, int threads) {
   return 0;
 }
 
-// a_sum[m] = sum over r of a[r, m], with the same blocks of rows.
+// sum[m] = sum over r of a[r, m]
 template <class S>
-int column_sum(const GradientArgs& args, int threads) {
+int column_sum(const ColumnSumArgs& args, int threads) {
   using C = Compute<S>;
   const int64_t R = args.R, M = args.M;
   const S* a = static_cast<const S*>(args.a);  // [R, M]
-  S* out = static_cast<S*>(args.a_sum);        // [M]
+  S* out = static_cast<S*>(args.sum);          // [M]
   const int64_t vectors = (M + kLanes<C> - 1) / kLanes<C>;
   const int64_t team = R * M / kTeamGrain < threads ? R * M / kTeamGrain : threads;
   run_grid({1, team > 1 ? int(team) : 1}, [&](int id, Grid g) {
-    const Range mine = share(vectors, 1, id, g.size());
-    for (int64_t v = mine.begin; v < mine.end; ++v) {
-      const int64_t column = v * kLanes<C>, left = M - column;
-      const int lanes = left < kLanes<C> ? int(left) : kLanes<C>;
-      Vec<C> total{};
-      for (int64_t begin = 0; begin < R; begin += kChunk) {
-        Vec<C> sum{};
-        for (int64_t r = begin; r < R && r < begin + kChunk; ++r) sum += load_lanes(a + r * M + column, lanes);
-        total += sum;
+    constexpr int kTogether = 4;  // independent sums hide the latency of each
+    const Range mine = share(vectors, kTogether, id, g.size());
+    for (int64_t v = mine.begin; v < mine.end; v += kTogether) {
+      int lanes[kTogether];
+      for (int j = 0; j < kTogether; ++j) {
+        const int64_t left = M - (v + j) * kLanes<C>;
+        lanes[j] = left < 0 ? 0 : left < kLanes<C> ? int(left) : kLanes<C>;
       }
-      store_lanes(out + column, total, lanes);
+      const S* column = a + v * kLanes<C>;
+      Vec<C> total[kTogether] = {}, lost[kTogether] = {};  // compensated: `lost` is what rounding has taken
+      for (int64_t r = 0; r < R; ++r, column += M)
+        for (int j = 0; j < kTogether; ++j) {
+          if (lanes[j] == 0) continue;
+          const Vec<C> next = load_lanes(column + j * kLanes<C>, lanes[j]) - lost[j];
+          const Vec<C> sum = total[j] + next;
+          lost[j] = (sum - total[j]) - next;
+          total[j] = sum;
+        }
+      for (int j = 0; j < kTogether; ++j)
+        if (lanes[j]) store_lanes(out + (v + j) * kLanes<C>, total[j], lanes[j]);
     }
   });
   return 0;

@@ -21,6 +21,7 @@ namespace RNNFAST_ISA {
 
 constexpr int64_t kNearBytes = 256 * 1024;  // a weight up to this size is read from a core's own cache at full speed
 constexpr int64_t kOwnBytes = 1024 * 1024;  // ... and up to this one at least stays there: 1 MiB is the smallest in use
+constexpr int64_t kFewSteps = 4;            // walks too short for packing the weight to pay
 constexpr int64_t kStepGrain = 24 * 1024;   // FMAs a thread must have per step for a barrier (about 0.5 us) to pay
 
 // How many threads to use for a recurrence and what each owns. A thread with its own rows reads the whole weight at every
@@ -50,35 +51,50 @@ template <class C>
 struct State {
   const Columns<C> columns;
   const int64_t K, ld;  // ld of the carry: an odd number of cache lines, so that rows do not compete for cache sets
+  const C* in_place;    // [K, K], or null: read the weight here, where whole vectors of it are needed, instead of packing
   const Scratch<C> weight, carry;
 
-  State(const Walk& walk, Grid grid)
+  State(const Walk& walk, Grid grid, const C* w)
       : columns(Columns<C>::for_rows(walk.H, (walk.B + grid.rows - 1) / grid.rows)),
         K(walk.H),
         ld(((columns.padded() * int64_t(sizeof(C)) + 63) / 64 | 1) * 64 / int64_t(sizeof(C))),
+        in_place(walk.T <= kFewSteps ? w : nullptr),
         weight(columns.padded() * K),
         carry(2 * walk.B * ld) {}
 
   explicit operator bool() const { return weight && carry; }
 
-  // Calls f(packed panel, first column, vectors) for each panel in a slice.
+  auto rows_of(const C* carry_) const {
+    return [this, carry_](Range tile, int64_t k) { return Operand<C>{carry_ + tile.begin * ld + k, ld}; };
+  }
+
+  bool is_packed(int64_t column, int vectors) const { return !in_place || column + vectors * kLanes<C> > K; }
+
+  // Calls f(panel, its row stride, first column, vectors) for each panel in a slice.
   template <class F>
   INLINE void each_panel(const Slice& slice, const F& f) const {
-    columns.each_panel(slice.vectors.begin, slice.vectors.end,
-                       [&](int64_t column, int vectors) { f(weight.get() + column * K, column, vectors); });
+    columns.each_panel(slice.vectors.begin, slice.vectors.end, [&](int64_t column, int vectors) {
+      if (is_packed(column, vectors))
+        f(weight.get() + column * K, int64_t(vectors) * kLanes<C>, column, vectors);
+      else
+        f(in_place + column, K, column, vectors);
+    });
   }
 };
 
 // The walk itself. `Op` supplies, for vectors of `lanes` columns of sequence b:
 //   pack(column, vectors, panel)                        packs a panel of the weight
+//   in_place()                                          the weight, if it can be read unpacked, or null
 //   start(b, column, lanes) -> vector                   what the carry holds before the first step of b
 //   soon(row, column, vectors)                          asks for the memory that step will touch
 //   step(row, b, column, lanes, product, joined) -> vector   one step; returns the new carry
-//   leave(state, rows, carry, panel, column, vectors)   the sequences whose last step has been taken
+//   leave(state, rows, carry, panel, ldp, column, vectors)   the sequences whose last step has been taken
 template <class C, class Op>
 void walk_slice(const Walk& walk, const Op& op, const State<C>& state, const Slice& mine, const Slice& to_pack,
                 Barrier& team, int team_size, Barrier& group, int group_size) {
-  state.each_panel(to_pack, [&](C* panel, int64_t column, int vectors) { op.pack(column, vectors, panel); });
+  state.columns.each_panel(to_pack.vectors.begin, to_pack.vectors.end, [&](int64_t column, int vectors) {
+    if (state.is_packed(column, vectors)) op.pack(column, vectors, state.weight.get() + column * state.K);
+  });
   C* now = state.carry.get();
   C* next = now + walk.B * state.ld;
   const auto each_own_vector = [&](const auto& f) {
@@ -102,11 +118,11 @@ void walk_slice(const Walk& walk, const Op& op, const State<C>& state, const Sli
     const Range leaving = intersect(mine.batch, stay, steps.previous());
     const Range staying = intersect(mine.batch, 0, stay);
     const Range joining = more ? intersect(mine.batch, stay, steps.rows()) : Range{0, 0};
-    state.each_panel(mine, [&](const C* panel, int64_t column, int vectors) {
-      if (leaving.size()) op.leave(state, leaving, now, panel, column, vectors);
+    state.each_panel(mine, [&](const C* panel, int64_t ldp, int64_t column, int vectors) {
+      if (leaving.size()) op.leave(state, leaving, now, panel, ldp, column, vectors);
       const auto take = [&](Range rows, int64_t k, bool joined) {
-        each_product(
-            rows, now, state.ld, panel, vectors * kLanes<C>, column, vectors, state.K, k,
+        each_product<Layout::kRows>(
+            Tiles(rows, max_rows(vectors)), state.rows_of(now), panel, ldp, column, vectors, state.K, k,
             [&](int64_t b, int64_t col, int count) { op.soon(steps.offset() + b, col, count); },
             [&](int64_t b, int64_t col, int lanes, Vec<C> product) {
               const Vec<C> h = op.step(steps.offset() + b, b, col, lanes, product, joined);
@@ -127,7 +143,7 @@ void walk_slice(const Walk& walk, const Op& op, const State<C>& state, const Sli
 template <class C, class Op>
 int run_walk(const Walk& walk, const Op& op, int threads) {
   const Grid grid = plan_recurrence<C>(walk, total_rows(walk), threads);
-  const State<C> state(walk, grid);
+  const State<C> state(walk, grid, op.in_place());
   Scratch<Barrier> barriers(grid.rows + 1);
   if (!state || !barriers) return 1;
   for (int i = 0; i <= grid.rows; ++i) barriers.get()[i] = Barrier();
@@ -155,6 +171,7 @@ struct ForwardOp {
   S* h_n;         // [B, H]
 
   void pack(int64_t column, int vectors, C* panel) const { pack_transposed(w_hh, H, H, column, vectors, panel); }
+  const C* in_place() const { return nullptr; }  // transposed
   INLINE Vec<C> start(int64_t b, int64_t column, int lanes) const { return load_lanes(h0 + b * H + column, lanes); }
   INLINE void soon(int64_t row, int64_t column, int vectors) const { prefetch(out + row * H + column, vectors); }
   INLINE Vec<C> step(int64_t row, int64_t, int64_t column, int lanes, Vec<C> product, bool) const {
@@ -163,7 +180,7 @@ struct ForwardOp {
     store_lanes(p, h, lanes);
     return h;
   }
-  void leave(const State<C>& state, Range rows, const C* carry, const C*, int64_t column, int vectors) const {
+  void leave(const State<C>& state, Range rows, const C* carry, const C*, int64_t, int64_t column, int vectors) const {
     for (int64_t b = rows.begin; b < rows.end; ++b)
       for (int64_t j = column; j < column + vectors * kLanes<C> && j < H; ++j) narrow(carry[b * state.ld + j], h_n + b * H + j);
   }
@@ -184,6 +201,12 @@ struct BackwardOp {
   void pack(int64_t column, int vectors, C* panel) const {
     pack_rows<S>([&](int64_t k) { return w_hh + k * H; }, H, H, column, vectors, panel);
   }
+  const C* in_place() const {
+    if constexpr (kNarrow<S>)
+      return nullptr;
+    else
+      return w_hh;
+  }
   INLINE Vec<C> start(int64_t, int64_t, int) const { return Vec<C>{}; }
   INLINE void soon(int64_t row, int64_t column, int vectors) const {
     prefetch(out + row * H + column, vectors);
@@ -198,10 +221,12 @@ struct BackwardOp {
     store_lanes(dpre + row * H + column, g, lanes);
     return g;
   }
-  void leave(const State<C>& state, Range rows, const C* carry, const C* panel, int64_t column, int vectors) const {
+  void leave(const State<C>& state, Range rows, const C* carry, const C* panel, int64_t ldp, int64_t column,
+             int vectors) const {
     if (!dh0) return;
-    each_product(
-        rows, carry, state.ld, panel, vectors * kLanes<C>, column, vectors, H, H, [](int64_t, int64_t, int) {},
+    each_product<Layout::kRows>(
+        Tiles(rows, max_rows(vectors)), state.rows_of(carry), panel, ldp, column, vectors, H, H,
+        [](int64_t, int64_t, int) {},
         [&](int64_t b, int64_t col, int lanes, Vec<C> product) { store_lanes(dh0 + b * H + col, product, lanes); });
   }
 };

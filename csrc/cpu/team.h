@@ -6,7 +6,6 @@
 
 #include <sched.h>
 #include <stdint.h>
-#include <stdlib.h>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -87,23 +86,6 @@ void run_grid(Grid grid, const F& f) {
 #endif
   f(0, Grid{1, 1});
 }
-
-// 64-byte aligned scratch memory; null when there is none to be had.
-template <class T>
-class Scratch {
- public:
-  explicit Scratch(int64_t count) {
-    if (posix_memalign(&p_, 64, size_t(count > 0 ? count : 1) * sizeof(T)) != 0) p_ = nullptr;
-  }
-  ~Scratch() { free(p_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  explicit operator bool() const { return p_ != nullptr; }
-  T* get() const { return static_cast<T*>(p_); }
-
- private:
-  void* p_ = nullptr;
-};
 
 }  // namespace RNNFAST_ISA
 }  // namespace rnnfast

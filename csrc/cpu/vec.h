@@ -49,6 +49,8 @@ struct ComputeOf<double> {
 };
 template <class S>
 using Compute = typename ComputeOf<S>::type;
+template <class S>
+constexpr bool kNarrow = sizeof(S) != sizeof(Compute<S>);
 
 template <class C>
 constexpr int kLanes = kVectorBytes / int(sizeof(C));

@@ -1,0 +1,87 @@
+// Scratch memory that a thread keeps from one call to the next.
+//
+// Fresh memory is not free: the kernel hands it out page by page, a microsecond each. Where malloc returns freed memory to
+// the system between calls, training at B=32, H=256, T=100 spent a quarter of its backward pass on that (8.9 instead of
+// 6.7 ms).
+#pragma once
+
+#include <stdint.h>
+#include <stdlib.h>
+
+namespace rnnfast {
+namespace RNNFAST_ISA {
+
+// The blocks a thread has in reserve: a few, up to kKept bytes in all. Freed when the thread ends.
+class Reserve {
+ public:
+  struct Block {
+    void* p;
+    size_t bytes;
+  };
+
+  // The smallest block in reserve that is large enough, else a new one; p is null when there is no memory.
+  Block take(size_t bytes) {
+    int best = -1;
+    for (int i = 0; i < kBlocks; ++i)
+      if (blocks_[i].bytes >= bytes && (best < 0 || blocks_[i].bytes < blocks_[best].bytes)) best = i;
+    if (best >= 0) {
+      const Block block = blocks_[best];
+      blocks_[best] = {nullptr, 0};
+      kept_ -= block.bytes;
+      return block;
+    }
+    Block block{nullptr, bytes};
+    if (posix_memalign(&block.p, 64, bytes) != 0) block.p = nullptr;
+    return block;
+  }
+
+  // Keeps the block, in place of the smallest one, or frees it.
+  void give_back(Block block) {
+    int least = 0;
+    for (int i = 1; i < kBlocks; ++i)
+      if (blocks_[i].bytes < blocks_[least].bytes) least = i;
+    if (block.bytes > blocks_[least].bytes && kept_ - blocks_[least].bytes + block.bytes <= kKept) {
+      kept_ += block.bytes - blocks_[least].bytes;
+      const Block smaller = blocks_[least];
+      blocks_[least] = block;
+      block = smaller;
+    }
+    free(block.p);
+  }
+
+  static Reserve& of_this_thread() {
+    static thread_local Reserve reserve;
+    return reserve;
+  }
+
+  ~Reserve() {
+    for (const Block& block : blocks_) free(block.p);
+  }
+
+ private:
+  static constexpr int kBlocks = 6;
+  static constexpr size_t kKept = size_t(32) << 20;
+  Block blocks_[kBlocks] = {};
+  size_t kept_ = 0;
+};
+
+// 64-byte aligned memory for the length of a scope; false when there is none to be had.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : block_(Reserve::of_this_thread().take(size_t(count > 0 ? count : 1) * sizeof(T))) {}
+  ~Scratch() {
+    if (block_.p) Reserve::of_this_thread().give_back(block_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  explicit operator bool() const { return block_.p != nullptr; }
+  T* get() const { return static_cast<T*>(block_.p); }
+
+ private:
+  const Reserve::Block block_;
+};
+
+}  // namespace RNNFAST_ISA
+}  // namespace rnnfast
