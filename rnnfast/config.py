@@ -29,7 +29,10 @@ def show_config() -> str:
     ]
     for name in dispatch.names():
         reason = dispatch.unavailable(name)
-        lines.append(f"  {name:<8} {'available' if reason is None else f'not available: {reason}'}")
+        status = (
+            f"available  {dispatch.get(name).details()}" if reason is None else f"not available: {reason}"
+        )
+        lines.append(f"  {name:<8} {status}".rstrip())
     return "\n".join(lines)
 
 

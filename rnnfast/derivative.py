@@ -44,20 +44,22 @@ def _higher_order(*grads: Optional[Tensor]) -> bool:
     """
     if torch.is_grad_enabled() or needs_composite():
         return True
-    if torch.compiler.is_compiling():
-        return False
-    return any(grad is not None and _is_legacy_batched(grad) for grad in grads)
+    if not torch.compiler.is_compiling():
+        for grad in grads:
+            if grad is not None and _is_legacy_batched(grad):
+                return True
+    return False
 
 
 composite_step = _EAGER.step_forward
 
 
 class Step(torch.autograd.Function):
+    """Its first argument is what to call: the registered operator or, where nobody watches, the function."""
+
     @staticmethod
-    def forward(ctx: Any, x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend):
-        inputs = (x, h, weight_ih, weight_hh, bias_ih, bias_hh)
-        operator = torch.ops.rnnfast.rnn_step if ops.watched(*inputs) else ops.rnn_step
-        out = operator(*inputs, nonlinearity, True, backend)
+    def forward(ctx: Any, step, x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend):
+        out = step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, True, backend)
         ctx.save_for_backward(x, h, weight_ih, weight_hh, out)
         ctx.nonlinearity = nonlinearity
         ctx.backend = backend
@@ -69,21 +71,36 @@ class Step(torch.autograd.Function):
         inputs = (grad, x, h, weight_ih, weight_hh, out)
         needs = _needs(ctx.needs_input_grad)
         if _higher_order(grad):
-            grads = _fields(_EAGER.step_backward(*inputs, ctx.nonlinearity, Needs(*needs)))
+            grads = _EAGER.step_backward(*inputs, ctx.nonlinearity, needs)
+        elif ops.watched(*inputs):
+            found = torch.ops.rnnfast.rnn_step_backward(*inputs, ctx.nonlinearity, list(needs), ctx.backend)
+            grads = ops.unlisted(found, needs)
         else:
-            operator = torch.ops.rnnfast.rnn_step_backward if ops.watched(*inputs) else ops.rnn_step_backward
-            grads = _spread(operator(*inputs, ctx.nonlinearity, needs, ctx.backend), needs)
-        return *_both_biases(grads, ctx.needs_input_grad), None, None
+            grads = ops.rnn_step_backward(*inputs, ctx.nonlinearity, needs, ctx.backend)
+        return None, *_of_tensors(grads, ctx.needs_input_grad), None, None
 
 
 class Sequence(torch.autograd.Function):
+    """As Step."""
+
     @staticmethod
     def forward(
-        ctx: Any, x, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, nonlinearity, reverse, backend
+        ctx: Any,
+        sequence,
+        x,
+        h0,
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        batch_sizes,
+        nonlinearity,
+        reverse,
+        backend,
     ):
-        inputs = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
-        operator = torch.ops.rnnfast.rnn_sequence if ops.watched(*inputs) else ops.rnn_sequence
-        out, h_n = operator(*inputs, batch_sizes, nonlinearity, reverse, True, backend)
+        out, h_n = sequence(
+            x, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, nonlinearity, reverse, True, backend
+        )
         ctx.save_for_backward(x, h0, weight_ih, weight_hh, out, batch_sizes)
         ctx.set_materialize_grads(False)  # most callers use one of the outputs; the other's is None
         ctx.nonlinearity = nonlinearity
@@ -96,16 +113,17 @@ class Sequence(torch.autograd.Function):
         x, h0, weight_ih, weight_hh, out, batch_sizes = ctx.saved_tensors
         inputs = (grad_out, grad_hn, x, h0, weight_ih, weight_hh, out)
         needs = _needs(ctx.needs_input_grad)
+        rest = (ctx.nonlinearity, ctx.reverse)
         if _higher_order(grad_out, grad_hn):
-            grads = _composite_sequence_backward(
-                *inputs, ctx.nonlinearity, batch_sizes, ctx.reverse, Needs(*needs)
+            grads = _composite_sequence_backward(*inputs, batch_sizes, *rest, needs)
+        elif ops.watched(*inputs):
+            found = torch.ops.rnnfast.rnn_sequence_backward(
+                *inputs, batch_sizes, *rest, list(needs), ctx.backend
             )
+            grads = ops.unlisted(found, needs)
         else:
-            watched = ops.watched(*inputs)
-            operator = torch.ops.rnnfast.rnn_sequence_backward if watched else ops.rnn_sequence_backward
-            found = operator(*inputs, batch_sizes, ctx.nonlinearity, ctx.reverse, needs, ctx.backend)
-            grads = _spread(found, needs)
-        return *_both_biases(grads, ctx.needs_input_grad), None, None, None, None
+            grads = ops.rnn_sequence_backward(*inputs, batch_sizes, *rest, needs, ctx.backend)
+        return None, *_of_tensors(grads, ctx.needs_input_grad), None, None, None, None
 
 
 # Function.apply first looks for what a finished transform may have left in its arguments, for 2 us. Calls
@@ -130,7 +148,7 @@ def _differentiable_step(
 ) -> Tensor:
     tensors = (x, h, weight_ih, weight_hh, bias_ih, bias_hh)
     if needs_grad(*tensors):
-        return Step.apply(*tensors, nonlinearity, backend)
+        return Step.apply(torch.ops.rnnfast.rnn_step, *tensors, nonlinearity, backend)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.rnnfast.rnn_step(*tensors, nonlinearity, grad, backend)
 
@@ -150,7 +168,8 @@ def _differentiable_sequence(
 ) -> tuple[Tensor, Tensor]:
     tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
     if needs_grad(*tensors):
-        return Sequence.apply(*tensors, batch_sizes, nonlinearity, reverse, backend)
+        operator = torch.ops.rnnfast.rnn_sequence
+        return Sequence.apply(operator, *tensors, batch_sizes, nonlinearity, reverse, backend)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.rnnfast.rnn_sequence(*tensors, batch_sizes, nonlinearity, reverse, grad, backend)
 
@@ -159,28 +178,19 @@ ops.set_derivative("rnn_step", _differentiable_step)
 ops.set_derivative("rnn_sequence", _differentiable_sequence)
 
 
-def _needs(needs_input_grad: tuple[bool, ...]) -> list[bool]:
-    """The fields of `Needs`, from a Function's flags."""
-    x, h0, weight_ih, weight_hh, bias_ih, bias_hh = needs_input_grad[:6]
-    return [x, h0, weight_ih, weight_hh, bias_ih or bias_hh]
+def _needs(needs_input_grad: tuple[bool, ...]) -> Needs:
+    """From a Function's flags."""
+    x, h0, weight_ih, weight_hh, bias_ih, bias_hh = needs_input_grad[1:7]
+    return Needs(x, h0, weight_ih, weight_hh, bias_ih or bias_hh)
 
 
-def _fields(grads: Grads) -> list[Optional[Tensor]]:
-    return [grads.x, grads.h0, grads.weight_ih, grads.weight_hh, grads.bias]
+def _of_tensors(grads: Grads, needs_input_grad: tuple[bool, ...]) -> tuple[Optional[Tensor], ...]:
+    """One gradient for each of the six tensors.
 
-
-def _spread(grads: list[Tensor], needs: list[bool]) -> list[Optional[Tensor]]:
-    """The operators return only what was asked for; puts None in the other places."""
-    following = iter(grads)
-    return [next(following) if needed else None for needed in needs]
-
-
-def _both_biases(
-    grads: list[Optional[Tensor]], needs_input_grad: tuple[bool, ...]
-) -> tuple[Optional[Tensor], ...]:
-    """The biases' gradients are equal, but must not share memory: a caller may write to one of them."""
+    The biases' gradients are equal, but must not share memory: a caller may write to one of them.
+    """
     x, h0, weight_ih, weight_hh, bias = grads
-    bias_ih, bias_hh = needs_input_grad[4:6]
+    bias_ih, bias_hh = needs_input_grad[5:7]
     if bias is None or not bias_hh:
         return x, h0, weight_ih, weight_hh, bias, None
     return x, h0, weight_ih, weight_hh, bias.clone() if bias_ih else None, bias
@@ -210,25 +220,23 @@ def _composite_sequence_backward(
     weight_ih: Tensor,
     weight_hh: Tensor,
     out: Tensor,
-    nonlinearity: str,
     batch_sizes: Optional[Tensor],
+    nonlinearity: str,
     reverse: bool,
     needs: Needs,
-) -> list[Optional[Tensor]]:
+) -> Grads:
     rows = (-1, h0.shape[1])
-    gx, *others = _fields(
-        _EAGER.sequence_backward(
-            None if grad_out is None else grad_out.reshape(rows),
-            grad_hn,
-            x.reshape(-1, x.shape[-1]),
-            h0,
-            weight_ih,
-            weight_hh,
-            out.reshape(rows),
-            nonlinearity,
-            batch_sizes,
-            reverse,
-            needs,
-        )
+    grads = _EAGER.sequence_backward(
+        None if grad_out is None else grad_out.reshape(rows),
+        grad_hn,
+        x.reshape(-1, x.shape[-1]),
+        h0,
+        weight_ih,
+        weight_hh,
+        out.reshape(rows),
+        nonlinearity,
+        batch_sizes,
+        reverse,
+        needs,
     )
-    return [None if gx is None else gx.reshape(x.shape), *others]
+    return grads if grads.x is None else grads._replace(x=grads.x.reshape(x.shape))

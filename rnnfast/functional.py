@@ -79,7 +79,7 @@ def rnn_step(
     if solver("step", input, input_size, hx.shape[1], batch, 1, False, grad, backend) == "aten":
         return torch_step(*tensors, nonlinearity)
     if grad:
-        return apply_step(*tensors, nonlinearity, backend)
+        return apply_step(ops.rnn_step, *tensors, nonlinearity, backend)
     return ops.rnn_step(*tensors, nonlinearity, False, backend)
 
 
@@ -155,7 +155,7 @@ def rnn_sequence(
     if name == "aten":
         return torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
     if grad:
-        return apply_sequence(*arguments, backend)
+        return apply_sequence(ops.rnn_sequence, *arguments, backend)
     return ops.rnn_sequence(*arguments, False, backend)
 
 

@@ -12,7 +12,6 @@ function, which is the same thing without torch's dispatcher: a fifth of the tim
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Optional, TypeVar
 
 import torch
@@ -62,10 +61,14 @@ def _contiguous(tensor: Optional[Tensor]) -> Optional[Tensor]:
     return None if tensor is None else tensor.contiguous()
 
 
-def _needed(grads: Grads, needs: Sequence[bool]) -> list[Tensor]:
-    fields = (grads.x, grads.h0, grads.weight_ih, grads.weight_hh, grads.bias)
-    pairs = zip(fields, needs, strict=True)
-    return [_detached(grad) for grad, needed in pairs if needed and grad is not None]
+def _listed(grads: Grads) -> list[Tensor]:
+    """As operators return them: schemas know no tuple of optional tensors. `unlisted` is the inverse."""
+    return [_detached(grad) for grad in grads if grad is not None]
+
+
+def unlisted(grads: list[Tensor], needs: Needs) -> Grads:
+    following = iter(grads)
+    return Grads(*[next(following) if needed else None for needed in needs])
 
 
 def _detached(tensor: Tensor) -> Tensor:
@@ -121,11 +124,6 @@ def _fake_step_backward(grad: Tensor, *args: Any) -> list[Tensor]:
     return _fake_grads(x, h, weight_ih, weight_hh, needs)
 
 
-@_operator(
-    "rnn_step_backward(Tensor grad, Tensor x, Tensor h, Tensor weight_ih, Tensor weight_hh, Tensor out,"
-    " str nonlinearity, bool[] needs, str backend) -> Tensor[]",
-    _fake_step_backward,
-)
 def rnn_step_backward(
     grad: Tensor,  # [B, H]
     x: Tensor,  # [B, I]
@@ -134,12 +132,12 @@ def rnn_step_backward(
     weight_hh: Tensor,  # [H, H]
     out: Tensor,  # [B, H]
     nonlinearity: str,
-    needs: Sequence[bool],  # the fields of Needs, in order
+    needs: Needs,
     backend: str,
-) -> list[Tensor]:  # the gradients that are needed, in the order of Grads
+) -> Grads:
     batch, input_size = x.shape
     deterministic = torch.are_deterministic_algorithms_enabled()
-    grads = find(
+    return find(
         backend, "step", x.device, x.dtype, input_size, h.shape[1], batch, 1, False, True, deterministic
     ).step_backward(
         grad.contiguous(),
@@ -149,9 +147,18 @@ def rnn_step_backward(
         weight_hh.contiguous(),
         out.contiguous(),
         nonlinearity,
-        Needs(*needs),
+        needs,
     )
-    return _needed(grads, needs)
+
+
+@_operator(
+    "rnn_step_backward(Tensor grad, Tensor x, Tensor h, Tensor weight_ih, Tensor weight_hh, Tensor out,"
+    " str nonlinearity, bool[] needs, str backend) -> Tensor[]",
+    _fake_step_backward,
+)
+def _(*args: Any) -> list[Tensor]:
+    *inputs, needs, backend = args
+    return _listed(rnn_step_backward(*inputs, Needs(*needs), backend))  # type: ignore[call-arg]
 
 
 def _fake_sequence(x: Tensor, h0: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -196,12 +203,6 @@ def _fake_sequence_backward(grad_out: Any, grad_hn: Any, *args: Any) -> list[Ten
     return _fake_grads(x, h0, weight_ih, weight_hh, needs)
 
 
-@_operator(
-    "rnn_sequence_backward(Tensor? grad_out, Tensor? grad_hn, Tensor x, Tensor h0, Tensor weight_ih,"
-    " Tensor weight_hh, Tensor out, Tensor? batch_sizes, str nonlinearity, bool reverse, bool[] needs,"
-    " str backend) -> Tensor[]",
-    _fake_sequence_backward,
-)
 def rnn_sequence_backward(
     grad_out: Optional[Tensor],  # like out; None stands for zeros
     grad_hn: Optional[Tensor],  # [B, H]; None stands for zeros
@@ -213,9 +214,9 @@ def rnn_sequence_backward(
     batch_sizes: Optional[Tensor],  # [T] int64 on the CPU
     nonlinearity: str,
     reverse: bool,
-    needs: Sequence[bool],  # the fields of Needs, in order
+    needs: Needs,
     backend: str,
-) -> list[Tensor]:  # the gradients that are needed, in the order of Grads
+) -> Grads:
     hidden_size = h0.shape[1]
     grads = _find_for_sequence(x, h0, batch_sizes, True, backend).sequence_backward(
         None if grad_out is None else grad_out.reshape(-1, hidden_size).contiguous(),
@@ -228,11 +229,20 @@ def rnn_sequence_backward(
         nonlinearity,
         batch_sizes,
         reverse,
-        Needs(*needs),
+        needs,
     )
-    if grads.x is not None:
-        grads = replace(grads, x=grads.x.view(x.shape))
-    return _needed(grads, needs)
+    return grads if grads.x is None else grads._replace(x=grads.x.view(x.shape))
+
+
+@_operator(
+    "rnn_sequence_backward(Tensor? grad_out, Tensor? grad_hn, Tensor x, Tensor h0, Tensor weight_ih,"
+    " Tensor weight_hh, Tensor out, Tensor? batch_sizes, str nonlinearity, bool reverse, bool[] needs,"
+    " str backend) -> Tensor[]",
+    _fake_sequence_backward,
+)
+def _(*args: Any) -> list[Tensor]:
+    *inputs, needs, backend = args
+    return _listed(rnn_sequence_backward(*inputs, Needs(*needs), backend))  # type: ignore[call-arg]
 
 
 def _find_for_sequence(

@@ -15,7 +15,7 @@ R = T * B rows, a packed one has R = sum(batch_sizes), batch_sizes being non-inc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from torch import Tensor
 
@@ -36,8 +36,10 @@ class Problem:
     deterministic: bool = False  # torch.are_deterministic_algorithms_enabled()
 
 
-@dataclass(frozen=True)
-class Grads:
+# Named tuples, as one of each is made in every backward pass, and a frozen dataclass takes three times as long.
+
+
+class Grads(NamedTuple):
     """Gradients of one layer; None for those that were not asked for.
 
     `bias` serves both b_ih and b_hh: they enter as a sum, so their gradients are equal.
@@ -50,8 +52,7 @@ class Grads:
     bias: Optional[Tensor] = None  # [H]
 
 
-@dataclass(frozen=True)
-class Needs:
+class Needs(NamedTuple):
     """Which gradients to compute; the fields are those of `Grads`."""
 
     x: bool = True
@@ -69,6 +70,10 @@ class Backend:
     def unavailable(self) -> Optional[str]:
         """Why this backend cannot run on this machine at all, or None when it can."""
         raise NotImplementedError
+
+    def details(self) -> str:
+        """What `rnnfast.show_config` adds to the name of an available backend, such as its instruction set."""
+        return ""
 
     def refuses(self, problem: Problem) -> Optional[str]:
         """Why this backend cannot run `problem`, or None when it can."""
