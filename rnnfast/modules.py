@@ -236,9 +236,6 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         return rows, last[0].unsqueeze(0) if len(last) == 1 else torch.stack(last)
 
 
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-
 class RNNCell(Interchangeable, torch.nn.RNNCellBase):
     r"""One step of an Elman RNN, a drop-in for `torch.nn.RNNCell`.
 
@@ -305,9 +302,11 @@ class RNNCell(Interchangeable, torch.nn.RNNCellBase):
             h = x.new_zeros(x.shape[0], self.hidden_size)
         else:
             h = hx if dims == 2 else hx.unsqueeze(0)
-        parameters: dict[str, Any] = self._parameters
-        weight_ih, weight_hh, bias_ih, bias_hh = (
-            parameters[name] if name in parameters else getattr(self, name) for name in _CELL_WEIGHTS
-        )
+        # As in RNN._layer_weights, but spelled out: a loop would take twice as long.
+        p: dict[str, Any] = self._parameters
+        weight_ih = p["weight_ih"] if "weight_ih" in p else self.weight_ih  # noqa: SIM401
+        weight_hh = p["weight_hh"] if "weight_hh" in p else self.weight_hh  # noqa: SIM401
+        bias_ih = p["bias_ih"] if "bias_ih" in p else self.bias_ih  # noqa: SIM401
+        bias_hh = p["bias_hh"] if "bias_hh" in p else self.bias_hh  # noqa: SIM401
         out = rnn_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, self.nonlinearity, backend=self.backend)
         return out if dims == 2 else out.squeeze(0)

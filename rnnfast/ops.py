@@ -23,8 +23,10 @@ from .dispatch import find
 _lib = torch.library.Library("rnnfast", "DEF")
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
-# A private name of torch, with a default so that another version can at worst lose the feature.
+# Private names of torch, looked up with a default so that another version can at worst lose the feature.
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_is_profiling = getattr(torch.autograd, "_profiler_enabled", lambda: False)
+_is_tracing = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 
@@ -52,8 +54,8 @@ def watched(*tensors: Optional[Tensor]) -> bool:
         torch.compiler.is_compiling()
         or _dispatch_modes() > 0
         or not _PLAIN.issuperset(map(type, tensors))
-        or torch.autograd._profiler_enabled()
-        or torch._C._is_tracing()
+        or _is_profiling()
+        or _is_tracing()
     )
 
 
