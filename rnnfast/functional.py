@@ -1,4 +1,13 @@
-"""The recurrence as functions: argument checks, autocast, and the way that a call takes."""
+"""The recurrence as functions: argument checks, autocast, and the way that a call takes.
+
+The ways, in the order in which they are tried:
+
+1. torch's own operator, for arguments that no kernel takes: it rejects most of them, in its own words;
+2. the composite of differentiable torch operators, under `torch.func` transforms and forward-mode AD;
+3. the registered operator, where somebody is watching: torch.compile, export, a dispatch mode, the profiler;
+4. torch's own operator, which torch differentiates, where `dispatch` says "aten";
+5. the Function of `derivative` where a gradient is needed, else the kernel itself.
+"""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cases import BACKENDS, make
 from torch.utils.checkpoint import checkpoint
 
 import rnnfast
 from rnnfast.functional import rnn_sequence, rnn_step
+from tests.cases import BACKENDS, make
 
 pytestmark = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from cases import BACKENDS
 from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
+from tests.cases import BACKENDS
 
 
 class Translator(nn.Module):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from cases import BACKENDS
 
 import rnnfast
 from rnnfast import dispatch
 from rnnfast.backends.base import Backend, Problem
 from rnnfast.functional import rnn_sequence, rnn_step
+from tests.cases import BACKENDS
 
 PROBLEM = Problem("sequence", "cpu", "float32", 4, 8, 2, 3)
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cases import BACKENDS, DTYPES
-from pairs import flat, pair
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnfast
+from tests.cases import BACKENDS, DTYPES
+from tests.pairs import flat, pair
 
 pytestmark = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 

@@ -5,14 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cases import BACKENDS
-from pairs import assert_same, pair
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.profiler import profile
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import rnnfast
+from tests.cases import BACKENDS
+from tests.pairs import assert_same, pair
 
 each_backend = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cases import BACKENDS
 
 import rnnfast
 from rnnfast.functional import rnn_step
+from tests.cases import BACKENDS
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 

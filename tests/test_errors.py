@@ -5,10 +5,10 @@ import warnings
 
 import pytest
 import torch
-from cases import BACKENDS
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnnfast
+from tests.cases import BACKENDS
 
 
 def outcome(call):

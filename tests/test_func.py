@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cases import BACKENDS
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
 import rnnfast
 from rnnfast.functional import rnn_sequence, rnn_step
+from tests.cases import BACKENDS
 
 pytestmark = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 

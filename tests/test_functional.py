@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import BACKENDS, DTYPES, LENGTHS, NAMES, NONLINEARITIES, SHAPES, check, expected, make
 
 from rnnfast.functional import rnn_sequence, rnn_step
+from tests.cases import BACKENDS, DTYPES, LENGTHS, NAMES, NONLINEARITIES, SHAPES, check, expected, make
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from cases import BACKENDS, make
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import rnnfast
+from tests.cases import BACKENDS, make
 
 STACKS = {
     "plain": {},

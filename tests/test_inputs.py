@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
-from cases import BACKENDS
-from pairs import assert_same, pair
+
+from tests.cases import BACKENDS
+from tests.pairs import assert_same, pair
 
 pytestmark = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from cases import BACKENDS
-from pairs import assert_same, pair
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import (
     PackedSequence,
@@ -12,6 +10,9 @@ from torch.nn.utils.rnn import (
     pad_packed_sequence,
     pad_sequence,
 )
+
+from tests.cases import BACKENDS
+from tests.pairs import assert_same, pair
 
 pytestmark = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 

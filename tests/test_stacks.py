@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from cases import BACKENDS
-from pairs import assert_same, pair
 
 import rnnfast
+from tests.cases import BACKENDS
+from tests.pairs import assert_same, pair
 
 pytestmark = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 

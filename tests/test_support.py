@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-import support
 import torch
 from torch.export import Dim
+
+from tests import support
 
 README = Path(__file__).parent.parent / "README.md"
 

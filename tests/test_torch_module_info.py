@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 import torch
-from cases import BACKENDS
 
 import rnnfast
+from tests.cases import BACKENDS
 
 try:
     from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
