@@ -37,6 +37,10 @@ class CpuBackend(Backend):
     def unavailable(self) -> Optional[str]:
         return MISSING
 
+    def details(self) -> str:
+        threads = "OpenMP" if native.openmp() else "one thread"
+        return f"{native.instruction_set()} (of {', '.join(native.instruction_sets())}), {threads}"
+
     def refuses(self, problem: Problem) -> Optional[str]:
         if problem.device != "cpu":
             return f"it runs on the CPU, the tensors are on {problem.device}"

@@ -1,0 +1,235 @@
+"""The native CPU kernels below the public functions: every instruction set, and bitwise reproducibility."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from rnnfast.backends.base import Needs
+from rnnfast.backends.cpu import CpuBackend, native
+from tests import cases
+
+if native is None:
+    pytest.skip(
+        "the native CPU extension is not built, so only its absence is tested", allow_module_level=True
+    )
+
+FIELDS = ("x", "h0", "weight_ih", "weight_hh", "bias")
+INSTRUCTION_SETS = native.instruction_sets()
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request):
+    before = native.instruction_set()
+    native.use(request.param)
+    yield request.param
+    native.use(before)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and sets it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def run(case, nonlinearity="tanh", reverse=False):
+    """All results of a layer, by name."""
+    cpu = CpuBackend()
+    x, h0, weight_ih, weight_hh, bias_ih, bias_hh = case.args
+    rows = x.reshape(-1, x.shape[-1])
+    walk = (nonlinearity, case.batch_sizes, reverse)
+    out, h_n = cpu.sequence_forward(rows, h0, weight_ih, weight_hh, bias_ih, bias_hh, *walk)
+    grad_out = case.grad_out.reshape(out.shape)
+    grads = cpu.sequence_backward(
+        grad_out, case.grad_hn, rows, h0, weight_ih, weight_hh, out, *walk, needs=Needs()
+    )
+    return {"out": out, "h_n": h_n, **{name: getattr(grads, name) for name in FIELDS}}
+
+
+def assert_same_bits(left, right):
+    for name in left:
+        assert torch.equal(left[name], right[name]), f"{name} differs in its bits"
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("nonlinearity", cases.NONLINEARITIES)
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", cases.SHAPES, ids=str)
+def test_dense(shape, dtype, nonlinearity, reverse, instruction_set):
+    compare(cases.make(shape, dtype, nonlinearity), nonlinearity, reverse)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("lengths", cases.LENGTHS, ids=str)
+def test_packed(lengths, dtype, reverse, instruction_set):
+    compare(cases.make((0, 0, 5, 37), dtype, lengths=lengths), "tanh", reverse)
+
+
+def compare(case, nonlinearity, reverse):
+    out, h_n, grads = cases.expected(case, nonlinearity, reverse)
+    actual = run(case, nonlinearity, reverse)
+    tolerance = case.tolerance()
+    cases.check("out", actual["out"], out.reshape(actual["out"].shape), tolerance)
+    cases.check("h_n", actual["h_n"], h_n, tolerance)
+    for name, grad in zip(FIELDS, grads, strict=False):
+        cases.check(f"gradient of {name}", actual[name], grad.reshape(actual[name].shape), tolerance)
+
+
+# Sizes at which the work is shared over the batch and over the columns, and at which it is not shared.
+SHARED = [(5, 1, 64, 64), (12, 1, 300, 300), (6, 16, 100, 200), (5, 7, 33, 520), (20, 40, 28, 96)]
+
+
+@pytest.mark.parametrize("lengths", [None, [9, 9, 8, 6, 6, 5, 3, 1]], ids=["dense", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHARED, ids=str)
+def test_bits_do_not_depend_on_threads(shape, dtype, lengths, threads):
+    case = cases.make(shape, dtype, lengths=lengths)
+    threads(1)
+    alone = run(case)
+    for count in (1, 2, 3, 5):
+        threads(count)
+        assert_same_bits(run(case), alone)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 17, 28, 64), (4, 17, 28, 64), (9, 17, 28, 200)], ids=str)
+def test_bits_do_not_depend_on_the_batch(shape, dtype):
+    case = cases.make(shape, dtype)
+    whole = run(case)
+    steps, batch, _, hidden = shape
+    for b in (0, 7, 16):
+        one = case.to(dtype)
+        one.inputs = {**case.inputs, "x": case.inputs["x"][:, b : b + 1], "h0": case.inputs["h0"][b : b + 1]}
+        one.inputs["x"] = one.inputs["x"].contiguous()
+        one.grad_out = case.grad_out[:, b : b + 1].contiguous()
+        one.grad_hn = case.grad_hn[b : b + 1]
+        alone = run(one)
+        assert torch.equal(alone["out"][:, None], whole["out"].view(steps, batch, hidden)[:, b : b + 1])
+        assert torch.equal(alone["h_n"], whole["h_n"][b : b + 1])
+        assert torch.equal(alone["x"][:, None], whole["x"].view(steps, batch, -1)[:, b : b + 1])
+        assert torch.equal(alone["h0"], whole["h0"][b : b + 1])
+
+
+def test_bits_of_a_packed_sequence_are_those_of_the_sequence_alone():
+    lengths = [9, 7, 4, 2, 1]
+    case = cases.make((0, 0, 28, 64), torch.float32, lengths=lengths)
+    whole = run(case)["out"].split(case.batch_sizes.tolist())
+    torch.use_deterministic_algorithms(True)
+    try:
+        for b, length in enumerate(lengths):
+            x = torch.stack([step[b] for step in case.inputs["x"].split(case.batch_sizes.tolist())[:length]])
+            alone, _ = CpuBackend().sequence_forward(
+                x, case.inputs["h0"][b : b + 1], *case.args[2:], "tanh", None, False
+            )
+            assert torch.equal(alone, torch.stack([step[b] for step in whole[:length]]))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(
+    not {"avx2", "avx512"} <= set(INSTRUCTION_SETS), reason="this machine has only one set with fused FMA"
+)
+def test_bits_of_a_product_chain_do_not_depend_on_the_width_of_vectors():
+    """relu, whose arithmetic is the same at any width: each output is one chain of FMAs in a fixed order."""
+    case = cases.make((6, 5, 70, 150), torch.float32, "relu")
+    results = []
+    for name in ("avx2", "avx512"):
+        native.use(name)
+        results.append(run(case, "relu"))
+    native.use(INSTRUCTION_SETS[-1])
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("nonlinearity", cases.NONLINEARITIES)
+@pytest.mark.parametrize("shape", [(1000, 1, 64, 64), (1000, 4, 28, 128), (100, 2, 512, 512)], ids=str)
+def test_error_is_at_most_twice_that_of_torch(shape, nonlinearity):
+    """RMS errors against float64, output and every gradient."""
+    steps, batch, inputs, hidden = shape
+    case = cases.make(shape, torch.float32, nonlinearity)
+    out, _, grads = cases.expected(case, nonlinearity)
+    theirs = torch.nn.RNN(inputs, hidden, nonlinearity=nonlinearity)
+    x, h0, *weights = case.args
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), weights, strict=True)))
+    x, h0 = x.clone().requires_grad_(), h0.clone().requires_grad_()
+    their_out, their_hn = theirs(x, h0[None])
+    torch.autograd.backward([their_out, their_hn[0]], [case.grad_out, case.grad_hn])
+    ours = run(case, nonlinearity)
+    pairs = [("out", ours["out"], their_out.detach(), out)]
+    their_grads = [x.grad, h0.grad, *(p.grad for p in theirs.parameters())]
+    for name, their, exact in zip(FIELDS, their_grads, grads, strict=False):
+        pairs.append((f"gradient of {name}", ours[name], their, exact))
+    for name, our, their, exact in pairs:
+        our_error = (our.double().view(exact.shape) - exact).norm()
+        their_error = (their.double() - exact).norm()
+        assert our_error <= 2 * their_error, f"{name}: {our_error:.2e}, torch's {their_error:.2e}"
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_activation_over_its_whole_range(dtype, instruction_set):
+    """A 1 x 1 layer without recurrence is the activation itself."""
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.logspace(-30, 2, 200), torch.tensor([0.0, -0.0])])
+    x = torch.cat([x, torch.tensor([float("inf"), float("-inf"), float("nan")])]).to(dtype)[:, None]
+    one, zero = torch.ones(1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
+    h = zero.expand(len(x), 1).contiguous()
+    for nonlinearity, exact in (("tanh", torch.tanh(x.double())), ("relu", torch.relu(x.double()))):
+        out = CpuBackend().step_forward(x, h, one, zero, None, None, nonlinearity)
+        assert torch.equal(out.isnan(), exact.isnan())
+        finite = ~exact.isnan()
+        error = (out[finite].double() - exact[finite]).abs()
+        infinite = exact[finite].isinf()
+        assert torch.equal(out[finite].double()[infinite], exact[finite][infinite])
+        bound = 3 * torch.finfo(dtype).eps * exact[finite].abs() + torch.finfo(dtype).smallest_normal
+        assert (error <= bound)[~infinite].all(), f"{nonlinearity}: {(error / bound)[~infinite].max():.2f}"
+        assert nonlinearity == "relu" or (out[finite].abs() <= 1).all()
+
+
+def test_forked_child_does_not_hang():
+    """OpenMP's threads do not survive a fork; the child must do without them."""
+    case = cases.make((50, 64, 64, 64), torch.float32)
+    expected = run(case)["out"].numpy().tobytes()  # torch's own comparison would hang in the child
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if run(case)["out"].numpy().tobytes() == expected else 1)
+    for _ in range(300):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pytest.fail("the child hangs")
+
+
+def test_unknown_instruction_set():
+    with pytest.raises(ValueError, match="instruction set 'avx9000' cannot run on this machine"):
+        native.use("avx9000")
+
+
+def test_probes_measure_something():
+    assert native.fma_peak(1, 0.01) > 1e8
+    assert native.read_bandwidth(1 << 20, 1, 0.01) > 1e7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory that can be addressed from RLIMIT_AS")
+def test_memory_that_is_not_there_is_an_error():
+    code = (
+        "import resource, torch, rnnfast.functional as f\n"
+        "x, w = torch.zeros(1, 1, 4), torch.zeros(24000, 24000)\n"
+        "w_ih, h = torch.zeros(24000, 4), torch.zeros(1, 24000)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**28,) * 2)\n"
+        "try: f.rnn_sequence(x.expand(9, 1, 4), h, w_ih, w, backend='cpu')\n"
+        "except MemoryError: print('MemoryError')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "MemoryError", done.stderr
