@@ -69,8 +69,10 @@ def test_environment_variable_with_an_unknown_name():
     assert "ValueError: Unknown backend 'fast'" in result.stderr
 
 
-def test_importing_does_not_compile_or_start_anything():
-    """The heavy parts of torch stay unloaded until somebody compiles."""
+def test_importing_loads_no_compiler():
     code = "import sys, torch; before = set(sys.modules); import rnnfast; print(*(set(sys.modules) - before))"
-    loaded = run(code).stdout.split()
-    assert not [name for name in loaded if name.startswith(("torch._dynamo", "torch._inductor", "triton"))]
+    result = run(code)
+    assert "rnnfast.ops" in result.stdout.split(), result.stderr
+    assert not [
+        name for name in result.stdout.split() if name.startswith(("torch._dynamo", "torch._inductor"))
+    ]
