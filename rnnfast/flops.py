@@ -1,6 +1,7 @@
 """How many operations our operators do, for `torch.utils.flop_counter.FlopCounterMode`.
 
-As everywhere there: only products count, and a multiply-add counts as two.
+As everywhere there: only products count, and a multiply-add counts as two. The formulas are registered on
+import, because around a compiled model it would be too late when a counter is seen.
 """
 
 from __future__ import annotations
