@@ -1,8 +1,8 @@
 """Builds the native CPU extension; everything else about the package is in pyproject.toml.
 
-csrc knows nothing of torch, so an isolated build needs only pybind11. The extension is optional: without a
-compiler the package installs all the same and runs on its eager and aten backends (`rnnfast.show_config()` says
-so).
+csrc knows nothing of torch, so an isolated build needs only pybind11. The extension is optional: without
+a compiler the package installs all the same and runs on its eager and aten backends
+(`rnnfast.show_config()` says so).
 """
 
 import platform

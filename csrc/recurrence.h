@@ -106,8 +106,8 @@ struct BackwardArgs {
 struct ProductArgs {
   DType dtype;
   int64_t R, N, K;
-  const void* a;      // [R, K]
-  const void* w;      // [N, K] if transposed, else [K, N]
+  const void* a;  // [R, K]
+  const void* w;  // [N, K] if transposed, else [K, N]
   bool transposed;
   const void* bias0;  // [N], or null
   const void* bias1;  // [N], or null

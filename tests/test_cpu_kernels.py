@@ -153,7 +153,7 @@ def test_bits_of_a_product_chain_do_not_depend_on_the_width_of_vectors():
 @pytest.mark.parametrize("shape", [(1000, 1, 64, 64), (1000, 4, 28, 128), (100, 2, 512, 512)], ids=str)
 def test_error_is_at_most_twice_that_of_torch(shape, nonlinearity):
     """RMS errors against float64, output and every gradient."""
-    steps, batch, inputs, hidden = shape
+    _, _, inputs, hidden = shape
     case = cases.make(shape, torch.float32, nonlinearity)
     out, _, grads = cases.expected(case, nonlinearity)
     theirs = torch.nn.RNN(inputs, hidden, nonlinearity=nonlinearity)

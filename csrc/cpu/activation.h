@@ -23,7 +23,8 @@ INLINE Vec<C> clamp(Vec<C> x, C bound) {  // NaN stays NaN: both comparisons are
 // One instruction a side instead of a comparison and a blend; both return the second operand if either is NaN.
 template <>
 INLINE Vec<float> clamp(Vec<float> x, float bound) {
-  return (Vec<float>)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-bound), _mm512_maskz_min_ps(0xffff, _mm512_set1_ps(bound), (__m512)x));
+  return (Vec<float>)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-bound),
+                                         _mm512_maskz_min_ps(0xffff, _mm512_set1_ps(bound), (__m512)x));
 }
 #endif
 

@@ -144,12 +144,14 @@ PYBIND11_MODULE(_cpu, m) {
     return false;
 #endif
   });
-  m.def("fma_peak", [](int threads, double seconds) { return active.load()->fma_peak(team(threads), seconds); },
-        py::arg("threads"), py::arg("seconds"), release(), "Measured float32 fused multiply-add peak, flop/s.");
-  m.def("read_bandwidth",
-        [](int64_t bytes, int threads, double seconds) {
-          return active.load()->read_bandwidth(bytes, team(threads), seconds);
-        },
-        py::arg("bytes"), py::arg("threads"), py::arg("seconds"), release(),
-        "Measured read bandwidth over a buffer of `bytes`, bytes/s.");
+  m.def(
+      "fma_peak", [](int threads, double seconds) { return active.load()->fma_peak(team(threads), seconds); },
+      py::arg("threads"), py::arg("seconds"), release(), "Measured float32 fused multiply-add peak, flop/s.");
+  m.def(
+      "read_bandwidth",
+      [](int64_t bytes, int threads, double seconds) {
+        return active.load()->read_bandwidth(bytes, team(threads), seconds);
+      },
+      py::arg("bytes"), py::arg("threads"), py::arg("seconds"), release(),
+      "Measured read bandwidth over a buffer of `bytes`, bytes/s.");
 }

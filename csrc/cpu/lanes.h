@@ -9,15 +9,17 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-// Of the lanes of a (0 .. L-1) and b (L .. 2L-1): with Upper those whose lane number has the bit Half set, else the others;
-// a's in the lower places of each pair of halves, b's in the upper ones.
+// Of the lanes of a (0 .. L-1) and b (L .. 2L-1): with Upper those whose lane number has the bit Half set, else the
+// others; a's in the lower places of each pair of halves, b's in the upper ones.
 template <bool Upper, int Half, class C, int... Lane>
 INLINE Vec<C> interleave(Vec<C> a, Vec<C> b, std::integer_sequence<int, Lane...>) {
   constexpr int L = kLanes<C>;
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, ((Lane & Half) ? L + (Upper ? Lane : Lane - Half) : (Upper ? Lane + Half : Lane))...);
+  return __builtin_shufflevector(a, b,
+                                 ((Lane & Half) ? L + (Upper ? Lane : Lane - Half) : (Upper ? Lane + Half : Lane))...);
 #else
-  return __builtin_shuffle(a, b, Bits<C>{((Lane & Half) ? L + (Upper ? Lane : Lane - Half) : (Upper ? Lane + Half : Lane))...});
+  return __builtin_shuffle(
+      a, b, Bits<C>{((Lane & Half) ? L + (Upper ? Lane : Lane - Half) : (Upper ? Lane + Half : Lane))...});
 #endif
 }
 
@@ -38,8 +40,8 @@ INLINE void transpose(Vec<C> (&block)[kLanes<C>]) {
   }
 }
 
-// Lane i of the result is the sum of all lanes of block[i], each by the same fixed tree. 3 instructions a sum, where adding
-// up one vector at a time takes some 20.
+// Lane i of the result is the sum of all lanes of block[i], each by the same fixed tree. 3 instructions a sum, where
+// adding up one vector at a time takes some 20.
 template <class C, int Half = kLanes<C> / 2>
 INLINE Vec<C> sum_each(Vec<C> (&block)[kLanes<C>]) {
   constexpr int L = kLanes<C>;

@@ -57,8 +57,7 @@ void pack_transposed(const S* w, int64_t K, int64_t N, int64_t column, int vecto
         for (int i = 0; i < L; ++i) store(panel + (k + i) * width + j, block[i]);
       }
     for (; k < K; ++k)
-      for (int i = 0; i < L; ++i)
-        panel[k * width + j + i] = j + i < filled ? widen(w[(column + j + i) * K + k]) : C(0);
+      for (int i = 0; i < L; ++i) panel[k * width + j + i] = j + i < filled ? widen(w[(column + j + i) * K + k]) : C(0);
   }
 }
 
@@ -77,7 +76,8 @@ void pack_rows(const Row& row, int64_t K, int64_t N, int64_t column, int vectors
 
 // Calls f(row, column, lanes, value) for each vector of a finished tile.
 template <class C, class F>
-INLINE void each_vector(const C* product, int64_t row, int height, int64_t column, int vectors, int64_t columns, const F& f) {
+INLINE void each_vector(const C* product, int64_t row, int height, int64_t column, int vectors, int64_t columns,
+                        const F& f) {
   constexpr int L = kLanes<C>;
   if (column + vectors * L <= columns) {
     for (int i = 0; i < height; ++i)
@@ -91,8 +91,8 @@ INLINE void each_vector(const C* product, int64_t row, int height, int64_t colum
   }
 }
 
-// Asks for the cache lines under `vectors` vectors at p. What a tile will be combined with arrives while it is computed;
-// without this the recurrence stalls on it for a fifth of its time at B=32, H=256, T=100.
+// Asks for the cache lines under `vectors` vectors at p. What a tile will be combined with arrives while it is
+// computed; without this the recurrence stalls on it for a fifth of its time at B=32, H=256, T=100.
 template <class S>
 INLINE void prefetch(const S* p, int vectors) {
   const char* line = reinterpret_cast<const char*>(p);
@@ -117,15 +117,15 @@ struct Operand {
   int64_t ld;
 };
 
-// Multiplies tiles of A by one panel. `operand(tile, k)` finds A; soon(row, column, vectors) is called for each row before
-// its tile is computed and f(row, column, lanes, value) for each vector of the product; lanes is short of a full vector only
-// at the ragged end. K = 0 gives zeros.
+// Multiplies tiles of A by one panel. `operand(tile, k)` finds A; soon(row, column, vectors) is called for each row
+// before its tile is computed and f(row, column, lanes, value) for each vector of the product; lanes is short of a full
+// vector only at the ragged end. K = 0 gives zeros.
 //
-// A few tiles go through k together, chunk by chunk, so that a chunk of the panel comes from the second cache level once
-// for all of them.
+// A few tiles go through k together, chunk by chunk, so that a chunk of the panel comes from the second cache level
+// once for all of them.
 template <Layout layout, class C, class Find, class Soon, class F>
-INLINE void each_product(const Tiles& tiles, const Find& operand, const C* panel, int64_t ldp, int64_t column, int vectors,
-                         int64_t columns, int64_t K, const Soon& soon, const F& f) {
+INLINE void each_product(const Tiles& tiles, const Find& operand, const C* panel, int64_t ldp, int64_t column,
+                         int vectors, int64_t columns, int64_t K, const Soon& soon, const F& f) {
   constexpr int kTogether = 4;
   constexpr int kTile = kAccumulators * kLanes<C>;
   alignas(64) C products[kTogether * kTile];

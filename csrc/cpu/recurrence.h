@@ -24,8 +24,9 @@ constexpr int64_t kOwnBytes = 1024 * 1024;  // ... and up to this one at least s
 constexpr int64_t kFewSteps = 4;            // walks too short for packing the weight to pay
 constexpr int64_t kStepGrain = 24 * 1024;   // FMAs a thread must have per step for a barrier (about 0.5 us) to pay
 
-// How many threads to use for a recurrence and what each owns. A thread with its own rows reads the whole weight at every
-// step, so it needs rows to spread that over: measured crossovers on two threads are 2 rows each at H = 256, 4 at 512.
+// How many threads to use for a recurrence and what each owns. A thread with its own rows reads the whole weight at
+// every step, so it needs rows to spread that over: measured crossovers on two threads are 2 rows each at H = 256, 4 at
+// 512.
 template <class C>
 Grid plan_recurrence(const Walk& walk, int64_t rows, int threads) {
   const int64_t fmas = rows * walk.H * walk.H;
@@ -51,7 +52,7 @@ template <class C>
 struct State {
   const Columns<C> columns;
   const int64_t K, ld;  // ld of the carry: an odd number of cache lines, so that rows do not compete for cache sets
-  const C* in_place;    // [K, K], or null: read the weight here, where whole vectors of it are needed, instead of packing
+  const C* in_place;  // [K, K], or null: read the weight here, where whole vectors of it are needed, instead of packing
   const Scratch<C> weight, carry;
 
   State(const Walk& walk, Grid grid, const C* w)
@@ -182,7 +183,8 @@ struct ForwardOp {
   }
   void leave(const State<C>& state, Range rows, const C* carry, const C*, int64_t, int64_t column, int vectors) const {
     for (int64_t b = rows.begin; b < rows.end; ++b)
-      for (int64_t j = column; j < column + vectors * kLanes<C> && j < H; ++j) narrow(carry[b * state.ld + j], h_n + b * H + j);
+      for (int64_t j = column; j < column + vectors * kLanes<C> && j < H; ++j)
+        narrow(carry[b * state.ld + j], h_n + b * H + j);
   }
 };
 

@@ -1,8 +1,8 @@
 // Scratch memory that a thread keeps from one call to the next.
 //
-// Fresh memory is not free: the kernel hands it out page by page, a microsecond each. Where malloc returns freed memory to
-// the system between calls, training at B=32, H=256, T=100 spent a quarter of its backward pass on that (8.9 instead of
-// 6.7 ms).
+// Fresh memory is not free: the kernel hands it out page by page, a microsecond each. Where malloc returns freed memory
+// to the system between calls, training at B=32, H=256, T=100 spent a quarter of its backward pass on that (8.9 instead
+// of 6.7 ms).
 #pragma once
 
 #include <stdint.h>
@@ -69,8 +69,7 @@ class Reserve {
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t count)
-      : block_(Reserve::of_this_thread().take(size_t(count > 0 ? count : 1) * sizeof(T))) {}
+  explicit Scratch(int64_t count) : block_(Reserve::of_this_thread().take(size_t(count > 0 ? count : 1) * sizeof(T))) {}
   ~Scratch() {
     if (block_.p) Reserve::of_this_thread().give_back(block_);
   }

@@ -15,15 +15,15 @@ namespace rnnfast {
 namespace RNNFAST_ISA {
 
 // Register tile, in sequences x hidden units. A step of one tile reads the rows of 4 sequences and 6 weights, 40 KiB at
-// K = 1024, which the nearest cache holds; with a lone sequence six chains nearly hide the latency and reading the weights
-// is the limit anyway.
+// K = 1024, which the nearest cache holds; with a lone sequence six chains nearly hide the latency and reading the
+// weights is the limit anyway.
 constexpr int kStepRows = kRegisters == 32 ? 4 : 2;
 constexpr int kStepUnits = kRegisters == 32 ? 6 : 4;
 
 // acc[i][j] += a[i] . w[j] over K, a vector of k at a time.
 template <class S, int MR, int NR>
-INLINE void dot_tile(const S* a,  // MR rows of [.., K]
-                     const S* w,  // NR rows of [.., K]
+INLINE void dot_tile(const S* a,                         // MR rows of [.., K]
+                     const S* w,                         // NR rows of [.., K]
                      int64_t K, Vec<Compute<S>>* acc) {  // [MR, NR]
   constexpr int L = kLanes<Compute<S>>;
   int64_t k = 0;

@@ -6,7 +6,7 @@
 // Every element of C is one chain of fused multiply-adds in the order of k, starting from zero, and longer products add
 // up such chains in order. That is the same whatever the tile around it looks like, so results are bitwise the same for
 // any batch size, any number of threads and any way of cutting the work. Short chains also keep rounding errors small:
-// with kChunk = 128 results are closer to float64 than torch.s, with 256 they were not.
+// with kChunk = 128 results are closer to float64 than torch's, with 256 they were not.
 //
 // On a machine that issues two FMAs a cycle with a latency of 4, eight accumulators hide the latency; loads are
 // (NV + MR) per MR * NV FMAs, so 12 x 2 needs 14 loads in 12 cycles where the machine could do 24.
@@ -17,9 +17,9 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-constexpr int kMaxVectors = 8;                          // widest panel
-constexpr int64_t kChunk = 128;                         // length of an accumulation chain
-constexpr int kMaxRows = kRegisters == 32 ? 12 : 6;     // tallest tile
+constexpr int kMaxVectors = 8;                             // widest panel
+constexpr int64_t kChunk = 128;                            // length of an accumulation chain
+constexpr int kMaxRows = kRegisters == 32 ? 12 : 6;        // tallest tile
 constexpr int kAccumulators = kRegisters == 32 ? 24 : 12;  // the rest holds W and the broadcast
 
 constexpr int max_rows(int vectors) {
@@ -85,10 +85,14 @@ TileFn<C> pick_rows(int rows) {
 template <class C, Layout layout>
 TileFn<C> pick_tile(int rows, int vectors) {
   switch (vectors) {
-    case 1: return pick_rows<C, layout, 1, 1>(rows);
-    case 2: return pick_rows<C, layout, 2, 1>(rows);
-    case 4: return pick_rows<C, layout, 4, 1>(rows);
-    default: return pick_rows<C, layout, 8, 1>(rows);
+    case 1:
+      return pick_rows<C, layout, 1, 1>(rows);
+    case 2:
+      return pick_rows<C, layout, 2, 1>(rows);
+    case 4:
+      return pick_rows<C, layout, 4, 1>(rows);
+    default:
+      return pick_rows<C, layout, 8, 1>(rows);
   }
 }
 

@@ -57,8 +57,7 @@ inline int64_t total_rows(const Walk& walk) {
 inline void previous_rows(const Walk& walk, int64_t* index) {  // [R]
   Steps steps(walk, false);
   for (int64_t before = 0; steps.next(); before = steps.offset())
-    for (int64_t b = 0; b < steps.rows(); ++b)
-      index[steps.offset() + b] = b < steps.previous() ? before + b : ~b;
+    for (int64_t b = 0; b < steps.rows(); ++b) index[steps.offset() + b] = b < steps.previous() ? before + b : ~b;
 }
 
 // Part `i` of `parts` of the batch, so that each part has about the same number of rows over all steps. Sequences are

@@ -1,8 +1,8 @@
 """The native CPU kernels (csrc/cpu): vectorised, threaded, bitwise reproducible.
 
 Every output element is one chain of multiply-adds in a fixed order, whatever the batch around it and however
-many threads share the work. So results are the same bits from run to run, for any `torch.set_num_threads`, and
-for a sequence in any batch. One choice looks at more than the layer's own sizes: the shortest sequences read the
+many threads share the work. So results are the same bits from run to run, for any number of threads, and for a
+sequence in any batch. One choice looks at more than the layer's own sizes: the shortest sequences read the
 weights in place rather than packing them (`STEPWISE`), which takes another order. It depends on the number of
 steps alone, is never made for packed sequences, whose number of steps is that of the longest, and is not made
 under `torch.use_deterministic_algorithms(True)`.
@@ -10,19 +10,21 @@ under `torch.use_deterministic_algorithms(True)`.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, are_deterministic_algorithms_enabled, get_num_threads
 
 from .base import Backend, Grads, Needs, Problem
 
+native: Any = None
+MISSING: Optional[str] = None
 try:
-    from .. import _cpu as native
+    from .. import _cpu  # type: ignore[attr-defined]
 except ImportError as error:  # no compiler when the package was installed
-    native, MISSING = None, f"the native extension is not built ({error})"
+    MISSING = f"the native extension is not built ({error})"
 else:
-    MISSING = None
+    native = _cpu
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ACTIVATIONS = {"tanh": 0, "relu": 1}
