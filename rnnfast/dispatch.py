@@ -56,8 +56,32 @@ class Region:
 
 PREFERENCE = ("cpu", "aten", "eager")
 
-# Measured crossovers: where a backend loses to the next one in PREFERENCE.
-SLOWER: dict[str, tuple[Region, ...]] = {}
+# Measured crossovers: where a backend loses to the next one in PREFERENCE by more than 3%. Two cores with
+# AVX-512 and AMX, torch 2.13. To measure them anew:
+# `python -m bench.run --suite cpu --peers rnnfast-cpu rnnfast-aten`.
+_REAL = frozenset({"float32", "float64"})
+_HALF = frozenset({"bfloat16"})
+_SLOWER_CPU = (
+    # A training step, or a sequence of one, is little but calls and small products, and torch has fewer of
+    # the former: 0.67 to 0.98 of its speed.
+    Region("step", grad=True),
+    Region("sequence", grad=True, steps=(0, 2)),
+    # A few steps of a large layer read the weights more often than torch's hoisted product does: from 0.70.
+    Region("sequence", False, _REAL, hidden_size=(384, UNBOUNDED), batch=(0, 4), steps=(2, 16)),
+    Region("sequence", None, _REAL, hidden_size=(768, UNBOUNDED), batch=(64, UNBOUNDED), steps=(0, 5)),
+)
+# torch multiplies bfloat16 on the matrix unit, where there is one, and the cpu kernels do not: from 0.18.
+_SLOWER_CPU_BESIDE_AMX = (
+    Region("sequence", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(16, UNBOUNDED)),
+    Region("sequence", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(4, 16), steps=(0, 16)),
+    Region("sequence", dtypes=_HALF, hidden_size=(96, UNBOUNDED), batch=(64, UNBOUNDED), steps=(0, 5)),
+    Region("step", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(4, UNBOUNDED)),
+    Region("step", dtypes=_HALF, hidden_size=(96, UNBOUNDED), batch=(64, UNBOUNDED)),
+)
+_has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # a private name: without it, no AMX
+SLOWER: dict[str, tuple[Region, ...]] = {
+    "cpu": _SLOWER_CPU + (_SLOWER_CPU_BESIDE_AMX if _has_amx else ()),
+}
 
 AUTO = os.environ.get("RNNFAST_BACKEND", "auto")
 
@@ -115,8 +139,12 @@ def why_not(name: str, problem: Problem) -> Optional[str]:
 
 
 def slower(name: str, problem: Problem) -> bool:
-    """Whether `problem` lies where backend `name` was measured to lose to the next in PREFERENCE."""
-    return any(problem in region for region in SLOWER.get(name, ()))
+    """Whether `problem` lies where backend `name` was measured to lose to the next in PREFERENCE.
+
+    Never under `torch.use_deterministic_algorithms(True)`: PREFERENCE begins with the backend whose bits
+    depend neither on the batch nor on the number of threads.
+    """
+    return not problem.deterministic and any(problem in region for region in SLOWER.get(name, ()))
 
 
 def choose(problem: Problem) -> str:

@@ -100,13 +100,18 @@ INLINE void prefetch(const S* p, int vectors) {
   for (; line < end; line += 64) __builtin_prefetch(line, 1);
 }
 
-// Rows cut into tiles of nearly equal height.
+// Rows cut into tiles of nearly equal height. One tile, the case of a small batch, costs no division.
 struct Tiles {
   Range rows;
-  int64_t count;
-  Tiles(Range r, int tallest) : rows(r), count((r.size() + tallest - 1) / tallest) {}
+  int64_t count, height, taller;  // the first `taller` tiles have one more row
+  Tiles(Range r, int tallest)
+      : rows(r),
+        count(r.size() <= tallest ? (r.size() > 0) : (r.size() + tallest - 1) / tallest),
+        height(count <= 1 ? r.size() : r.size() / count),
+        taller(count <= 1 ? 0 : r.size() % count) {}
   Range operator[](int64_t t) const {
-    return {rows.begin + rows.size() * t / count, rows.begin + rows.size() * (t + 1) / count};
+    const int64_t begin = rows.begin + t * height + (t < taller ? t : taller);
+    return {begin, begin + height + (t < taller)};
   }
 };
 

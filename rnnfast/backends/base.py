@@ -36,7 +36,7 @@ class Problem:
     deterministic: bool = False  # torch.are_deterministic_algorithms_enabled()
 
 
-# Named tuples, as one of each is made in every backward pass, and a frozen dataclass takes three times as long.
+# Named tuples: one of each is made in every backward pass, and a frozen dataclass takes three times as long.
 
 
 class Grads(NamedTuple):
@@ -72,7 +72,7 @@ class Backend:
         raise NotImplementedError
 
     def details(self) -> str:
-        """What `rnnfast.show_config` adds to the name of an available backend, such as its instruction set."""
+        """What `rnnfast.show_config` adds to the name of an available backend: its instruction set, say."""
         return ""
 
     def refuses(self, problem: Problem) -> Optional[str]:

@@ -1,7 +1,7 @@
 """The native CPU kernels (csrc/cpu): vectorised, threaded, bitwise reproducible.
 
 Every output element is one chain of multiply-adds in a fixed order, whatever the batch around it and however
-many threads share the work. So results are the same bits from run to run, for any number of threads, and for a
+many threads share the work. So results are the same bits from run to run, on any number of threads, and for a
 sequence in any batch. One choice looks at more than the layer's own sizes: the shortest sequences read the
 weights in place rather than packing them (`STEPWISE`), which takes another order. It depends on the number of
 steps alone, is never made for packed sequences, whose number of steps is that of the longest, and is not made
