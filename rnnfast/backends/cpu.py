@@ -10,6 +10,7 @@ under `torch.use_deterministic_algorithms(True)`.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, Optional
 
 import torch
@@ -20,11 +21,9 @@ from .base import Backend, Grads, Needs, Problem
 native: Any = None
 MISSING: Optional[str] = None
 try:
-    from .. import _cpu  # type: ignore[attr-defined]
-except ImportError as error:  # no compiler when the package was installed
-    MISSING = f"the native extension is not built ({error})"
-else:
-    native = _cpu
+    native = import_module("rnnfast._cpu")
+except ImportError as error:
+    MISSING = f"the native extension is not built ({error}); install rnnfast where there is a C++ compiler"
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ACTIVATIONS = {"tanh": 0, "relu": 1}
