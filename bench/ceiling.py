@@ -1,0 +1,88 @@
+"""How near to the FMA peak a product can come here: `python -m bench.ceiling [--json FILE]`.
+
+For each layer, the fraction of the measured peak that torch's products reach (MKL, where torch is built
+with it), and ours: the input product is a forward pass less its recurrence, a gradient is a backward pass
+that wants it less one that wants nothing. It tells how much of a missed target is the machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch.nn.functional import linear
+
+from bench import environment
+from rnnfast.backends.base import Needs
+from rnnfast.backends.cpu import CpuBackend, native
+
+LAYERS = [(100, 32, 256, 256), (35, 32, 28, 256), (100, 32, 512, 512), (100, 64, 1024, 1024)]  # T, B, I, H
+NOTHING = Needs(x=False, h0=False, weight_ih=False, weight_hh=False, bias=False)
+
+
+def seconds(f, budget: float = 0.5) -> float:
+    """The first quartile of the times of f."""
+    f()
+    times, begin = [], perf_counter()
+    while perf_counter() - begin < budget or len(times) < 5:
+        start = perf_counter()
+        f()
+        times.append(perf_counter() - start)
+    return sorted(times)[len(times) // 4]
+
+
+def fractions(steps: int, batch: int, inputs: int, hidden: int) -> dict[str, float]:
+    rows, threads, cpu = steps * batch, torch.get_num_threads(), CpuBackend()
+    x, grad, h0 = torch.randn(rows, inputs), torch.randn(rows, hidden), torch.zeros(batch, hidden)
+    w_ih, w_hh = torch.randn(hidden, inputs) / inputs**0.5, torch.randn(hidden, hidden) / (2 * hidden**0.5)
+    bias, walk = torch.zeros(hidden), ("tanh", None, False)
+    out, _ = cpu.sequence_forward(x, h0, w_ih, w_hh, bias, bias, *walk)
+    pre = torch.randn(rows, hidden)
+
+    def backward(needs: Needs) -> float:
+        return seconds(lambda: cpu.sequence_backward(grad, None, x, h0, w_ih, w_hh, out, *walk, needs=needs))
+
+    recurrence = seconds(lambda: cpu.recurrence_forward(pre, h0, w_hh, "tanh"))
+    forward = seconds(lambda: cpu.sequence_forward(x, h0, w_ih, w_hh, bias, bias, *walk))
+    nothing = backward(NOTHING)
+    flops = 2 * rows * inputs * hidden
+    found = {
+        "torch product": flops / seconds(lambda: linear(x, w_ih, bias)),
+        "torch weight gradient": flops / seconds(lambda: grad.t() @ x),
+        "product": flops / (forward - recurrence),
+        "weight gradient": flops / (backward(NOTHING._replace(weight_ih=True)) - nothing),
+        "input gradient": flops / (backward(NOTHING._replace(x=True)) - nothing),
+        "recurrence": 2 * rows * hidden**2 / recurrence,
+        "backward recurrence": 2 * rows * hidden**2 / nothing,
+    }
+    peak = max(native.fma_peak(threads, 0.1) for _ in range(3))
+    return {name: rate / peak for name, rate in found.items()} | {"peak, GF/s": peak / 1e9}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m bench.ceiling", description=__doc__.splitlines()[0])
+    p.add_argument("--json", type=Path)
+    p.add_argument("--threads", type=int, default=2)
+    options = p.parse_args()
+    torch.set_num_threads(options.threads)
+    square = torch.randn(2048, 2048)
+    peak = max(native.fma_peak(options.threads, 0.1) for _ in range(3))
+    found = {"2048^3, torch": {"torch product": 2 * 2048**3 / seconds(lambda: square @ square, 2) / peak}}
+    for layer in LAYERS:
+        steps, batch, inputs, hidden = layer
+        found[f"T{steps} B{batch} I{inputs} H{hidden}"] = fractions(*layer)
+    for name, cells in found.items():
+        print(name)
+        for what, value in cells.items():
+            print(f"  {what:<24}{value:8.0f}" if "peak" in what else f"  {what:<24}{value:8.0%}")
+    if options.json:
+        options.json.write_text(
+            json.dumps({"environment": environment.describe(), "fractions": found}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
