@@ -1,7 +1,7 @@
 // Threads: a team that runs one function, a barrier for it, and how it shares a matrix.
 //
-// OpenMP supplies the threads, because torch's pool is an OpenMP pool too and the two share it. Its barrier costs
-// several microseconds when it goes to sleep, so steps are separated by a spinning one.
+// OpenMP supplies the threads, because torch's pool is an OpenMP pool too and the two share it. Its barrier may put a
+// thread to sleep, which is longer than a step, so steps are separated by a spinning one.
 #pragma once
 
 #include <sched.h>
@@ -19,7 +19,7 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-constexpr int64_t kTeamGrain = 256 * 1024;  // FMAs a thread must have per call for waking it (about 2 us) to pay
+constexpr int64_t kTeamGrain = 256 * 1024;  // FMAs a thread must have per call for waking it to pay
 
 struct Range {
   int64_t begin, end;

@@ -6,7 +6,7 @@
 // Every element of C is one chain of fused multiply-adds in the order of k, starting from zero, and longer products add
 // up such chains in order. That is the same whatever the tile around it looks like, so results are bitwise the same for
 // any batch size, any number of threads and any way of cutting the work. Short chains also keep rounding errors small:
-// with kChunk = 128 results are closer to float64 than torch's, with 256 they were not.
+// at H >= 256 with kChunk = 128 outputs are closer to float64 than torch's (0.8 to 0.9 of the RMS error), with 256 not.
 //
 // On a machine that issues two FMAs a cycle with a latency of 4, eight accumulators hide the latency; loads are
 // (NV + MR) per MR * NV FMAs, so 12 x 2 needs 14 loads in 12 cycles where the machine could do 24.

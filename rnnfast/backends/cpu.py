@@ -28,7 +28,7 @@ except ImportError as error:
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ACTIVATIONS = {"tanh": 0, "relu": 1}
 
-# Up to this many steps a dense sequence runs as fused steps: packing the weights costs as much as some three.
+# Up to this many steps a dense sequence runs as fused steps: too few for packing the weights to pay.
 STEPWISE = 4
 
 
