@@ -1,0 +1,138 @@
+"""What the GPU backends share: all of a layer that is not sequential.
+
+The input product is hoisted out of the recurrence and the weight gradients follow it, as a few large matrix
+products in torch. A backend derived from this one supplies the recurrence itself and single steps.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from .base import Backend, Grads, Needs
+from .precision import products_as_cudnn
+
+
+class Walk(NamedTuple):
+    """The rows of every step, and the order in which the steps are taken."""
+
+    steps: int  # T
+    batch: int  # B
+    offsets: Optional[Tensor]  # [T + 1] int64 on the device: the first row of every step; None: t * B
+    sizes: Optional[Tensor]  # [T] int64 on the CPU: rows of every step; None: B
+    reverse: bool
+
+
+class RecurrenceBackend(Backend):
+    def recurrence_forward(
+        self,
+        pre: Tensor,  # [R, H], the input product with both biases; may be overwritten
+        h0: Tensor,  # [B, H]
+        weight_hh: Tensor,  # [H, H]
+        nonlinearity: str,
+        walk: Walk,
+    ) -> tuple[Tensor, Tensor]:  # out [R, H], h_n [B, H]
+        """``h_t = act(pre_t + h_{t-1} @ W_hh.T)`` for all steps."""
+        raise NotImplementedError
+
+    def recurrence_backward(
+        self,
+        grad_out: Optional[Tensor],  # [R, H]; None stands for zeros
+        grad_hn: Optional[Tensor],  # [B, H]; None stands for zeros
+        out: Tensor,  # [R, H]
+        weight_hh: Tensor,  # [H, H]
+        nonlinearity: str,
+        walk: Walk,
+    ) -> tuple[Tensor, Tensor]:  # dpre [R, H], dh0 [B, H]
+        """``dpre_t = (grad_out_t + dpre_{t+1} @ W_hh) * act'(h_t)`` for all steps, walking back."""
+        raise NotImplementedError
+
+    def sequence_forward(
+        self,
+        x: Tensor,
+        h0: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Optional[Tensor],
+        bias_hh: Optional[Tensor],
+        nonlinearity: str,
+        batch_sizes: Optional[Tensor],
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor]:
+        bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
+        with torch.no_grad(), products_as_cudnn():
+            pre = linear(x, weight_ih, bias)
+        if pre.shape[0] == 0:
+            return pre, h0.clone()
+        walk = _walk(x, h0, batch_sizes, reverse)
+        return self.recurrence_forward(pre, h0, weight_hh, nonlinearity, walk)
+
+    def sequence_backward(
+        self,
+        grad_out: Optional[Tensor],
+        grad_hn: Optional[Tensor],
+        x: Tensor,
+        h0: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        out: Tensor,
+        nonlinearity: str,
+        batch_sizes: Optional[Tensor],
+        reverse: bool,
+        needs: Needs,
+    ) -> Grads:
+        walk = _walk(x, h0, batch_sizes, reverse)
+        if out.shape[0] == 0:
+            dpre, dh0 = torch.empty_like(out), torch.empty_like(h0)
+        else:
+            dpre, dh0 = self.recurrence_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, walk)
+        with torch.no_grad(), products_as_cudnn():
+            return Grads(
+                x=dpre @ weight_ih if needs.x else None,
+                h0=dh0 if needs.h0 else None,
+                weight_ih=dpre.t() @ x if needs.weight_ih else None,
+                weight_hh=_weight_hh_gradient(dpre, h0, out, walk) if needs.weight_hh else None,
+                bias=dpre.sum(0) if needs.bias else None,
+            )
+
+
+def _walk(x: Tensor, h0: Tensor, batch_sizes: Optional[Tensor], reverse: bool) -> Walk:
+    batch = h0.shape[0]
+    if batch_sizes is None:
+        return Walk(x.shape[0] // max(1, batch), batch, None, None, reverse)
+    offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)).to(x.device, non_blocking=True)
+    return Walk(len(batch_sizes), batch, offsets, batch_sizes, reverse)
+
+
+def _weight_hh_gradient(
+    dpre: Tensor,  # [R, H]
+    h0: Tensor,  # [B, H]
+    out: Tensor,  # [R, H]
+    walk: Walk,
+) -> Tensor:  # [H, H]
+    """``dpre.T @ h_prev``. Densely h_prev is `out` shifted by a step: two products and no copy."""
+    if walk.sizes is not None:
+        return dpre.t() @ torch.cat([h0, out]).index_select(0, _previous_rows(walk).to(out.device))
+    shift, rows = walk.batch, out.shape[0]
+    if walk.reverse:
+        first, later, earlier = dpre[rows - shift :], dpre[: rows - shift], out[shift:]
+    else:
+        first, later, earlier = dpre[:shift], dpre[shift:], out[: rows - shift]
+    return torch.addmm(first.t() @ h0, later.t(), earlier)
+
+
+def _previous_rows(walk: Walk) -> Tensor:  # [R]
+    """For every packed row the row of ``cat([h0, out])`` that holds the state it started from."""
+    sizes = walk.sizes
+    assert sizes is not None
+    starts = sizes.cumsum(0) - sizes
+    step = torch.arange(walk.steps).repeat_interleave(sizes)
+    sequence = torch.arange(len(step)) - starts[step]
+    before = step + 1 if walk.reverse else step - 1
+    started = torch.zeros_like(step, dtype=torch.bool)
+    inside = (before >= 0) & (before < walk.steps)
+    started[inside] = sequence[inside] < sizes[before[inside]]
+    return torch.where(started, walk.batch + starts[before.clamp(0, walk.steps - 1)] + sequence, sequence)
