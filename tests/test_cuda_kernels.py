@@ -1,4 +1,4 @@
-"""The CUDA kernels' sources, run on the CPU (tests/cuda_on_cpu), through everything above them, against float64.
+"""The CUDA kernels' sources, run on the CPU, through everything above them, against float64.
 
 What this proves and what it doesn't is said in tests/cuda_on_cpu/machine.h.
 """
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rnnfast import dispatch
-from rnnfast.backends import cuda, precision
+from rnnfast.backends import cuda
 from rnnfast.functional import rnn_step
 from tests import cuda_on_cpu
 from tests.cases import NAMES, check, expected, make
@@ -55,8 +55,7 @@ def dtype(kind, monkeypatch):
 
 
 def tf32_tolerance(case):
-    """Operands of products are rounded to 11 bits, 2^-11 relative at most, and the errors add up like a random walk
-    over a sum whose absolute value is about 1."""
+    """Operands are rounded to 11 bits, 2^-11 relative at most; errors add up like a random walk."""
     return 8 * 2.0**-11
 
 

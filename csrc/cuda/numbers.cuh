@@ -101,20 +101,19 @@ __device__ __forceinline__ float tanh_for<f16>(float x) {
 template <class T>
 struct Tanh {
   static __device__ __forceinline__ float value(float x) { return tanh_for<T>(x); }
-  static __device__ __forceinline__ float derivative(float h) { return fmaf(-h, h, 1.0f); }  // from h = tanh(x)
 };
 template <class T>
 struct Relu {
   static __device__ __forceinline__ float value(float x) { return x <= 0.0f ? 0.0f : x; }
-  static __device__ __forceinline__ float derivative(float h) { return h > 0.0f ? 1.0f : 0.0f; }
 };
 
-// The same, chosen when the kernel runs: where a branch more does not matter, half of the kernels need not be built.
+// Chosen when the kernel runs: where a branch more does not matter, half of the kernels need not be built.
 template <class T, class Number>
 __device__ __forceinline__ Number activate(Activation activation, Number x) {
   if (activation == Activation::kTanh) return tanh_for<T>(x);
   return x <= 0 ? Number(0) : x;
 }
+// act'(x) from h = act(x).
 template <class Number>
 __device__ __forceinline__ Number derivative_of(Activation activation, Number h) {
   if (activation == Activation::kTanh) return fma(-h, h, Number(1));

@@ -13,14 +13,16 @@ int start(const ForwardArgs& args, uintptr_t stream) {
   return launch(resident_forward<Engine, Act>, (args.walk.B + Engine::kTile - 1) / Engine::kTile, Engine::kThreads,
                 sizeof(typename Engine::Shared), stream, Grid::kIndependent, args);
 }
-template <class Engine, template <class> class Act>
-int start(const BackwardArgs& args, uintptr_t stream) {
-  return launch(resident_backward<Engine, Act>, (args.walk.B + Engine::kTile - 1) / Engine::kTile, Engine::kThreads,
-                sizeof(typename Engine::Shared), stream, Grid::kIndependent, args);
-}
-template <class Engine, class Args>
-int start(const Args& args, uintptr_t stream) {
+// act is a link of the forward chain, so it is known when a kernel is built. The derivative is none of the backward
+// chain, and a kernel chooses it.
+template <class Engine>
+int start(const ForwardArgs& args, uintptr_t stream) {
   return args.activation == Activation::kTanh ? start<Engine, Tanh>(args, stream) : start<Engine, Relu>(args, stream);
+}
+template <class Engine>
+int start(const BackwardArgs& args, uintptr_t stream) {
+  return launch(resident_backward<Engine>, (args.walk.B + Engine::kTile - 1) / Engine::kTile, Engine::kThreads,
+                sizeof(typename Engine::Shared), stream, Grid::kIndependent, args);
 }
 
 // The narrowest engine that H fits. Up to 128 a warp has one block of 16 rows of W; beyond, two, since with twice the

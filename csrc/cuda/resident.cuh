@@ -153,10 +153,9 @@ __global__ void __launch_bounds__(Engine::kThreads, 1) resident_forward(const Fo
   tile.store_batch(y, args.h_n);
 }
 
-template <class Engine, template <class> class Activation>
+template <class Engine>
 __global__ void __launch_bounds__(Engine::kThreads, 1) resident_backward(const BackwardArgs args) {
   using Word = typename Engine::Word;
-  using Act = Activation<typename Engine::Element>;
   auto& shared = shared_memory<typename Engine::Shared>();
   const Engine engine(args.w_hh, args.walk.H, true);
   const Tile<Engine> tile(args.walk, engine, !args.walk.reverse);
@@ -191,7 +190,7 @@ __global__ void __launch_bounds__(Engine::kThreads, 1) resident_backward(const B
       engine.unpack(values, dout[k]);
       engine.unpack(derivative, h[k]);
 #pragma unroll
-      for (int v = 0; v < Engine::kValues; ++v) derivative[v] = Act::derivative(derivative[v]);
+      for (int v = 0; v < Engine::kValues; ++v) derivative[v] = derivative_of(args.activation, derivative[v]);
       if (args.dout) tile.load_step(dout[k], args.dout, row_ahead, i + kAhead);
       tile.load_step(h[k], args.out, row_ahead, i + kAhead);
       if (args.dh_n && i <= all_begun) {  // the same for the whole block

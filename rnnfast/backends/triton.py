@@ -112,7 +112,9 @@ class TritonBackend(RecurrenceBackend):
         with _on(pre):
             if _fits(pre):
                 h_n = torch.empty_like(h0)
-                plan.sequence_forward(pre, h0, weight_hh, pre, h_n, nonlinearity, _precision(), walk).run()
+                plan.sequence_forward(
+                    pre, h0, weight_hh, pre, h_n, nonlinearity, _precision(), walk
+                ).run()
                 return pre, h_n
             state, new_state = h0.clone(), torch.empty_like(h0)
             launch = plan.stepwise_forward(pre, state, weight_hh, pre, new_state, nonlinearity, _precision())
