@@ -20,18 +20,19 @@ from tests.cases import check
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing()))
 
-KINDS = {  # name: dtype, its number in the contract, bytes
+KINDS = {  # name: dtype, its number in the contract
     "bfloat16": (torch.bfloat16, 2),
     "float16": (torch.float16, 3),
     "float32": (torch.float32, 0),
     "tf32": (torch.float32, 0),
 }
 PATIENCE = 100_000  # far more looks than a block needs here
-WITHHELD = -1  # kUnsupported
+UNSUPPORTED, NOT_RESIDENT = -1, -2
+SHIPPED = {"groups": 0}  # through the launchers that the package uses
 
 
 class Arguments(ctypes.Structure):
-    """ForwardArgs and BackwardArgs of csrc/cuda/contract.h, whose layouts are the same but for the pointers' names."""
+    """ForwardArgs and BackwardArgs of csrc/cuda/contract.h: the same layout, with other pointers."""
 
     _fields_ = [
         ("dtype", ctypes.c_int),
@@ -96,8 +97,8 @@ class Case:
         return len(set(self.lengths)) > 1
 
     def tolerance(self) -> float:
-        """A rounding to the stored type at each step, which the state's contraction forgets; the sum's own roundings;
-        and for TF32 those of its operands (half of 2^-10 each, of products whose squares add up to less than 1/4)."""
+        """A rounding to the stored type at each step, which the state's contraction forgets; the sum's own
+        roundings; and for TF32 those of its operands: half of 2^-10 each, of a product of norm 1/2."""
         operands = 2**-10 if self.kind == "tf32" else 0.0
         return 4 * torch.finfo(self.dtype).eps + operands + 2 * torch.finfo(torch.float32).eps * self.H**0.5
 
@@ -138,6 +139,7 @@ class Case:
         missing=0,
         patience=PATIENCE,
         multiprocessors=64,
+        size=0,
     ) -> tuple[int, int]:
         """The launcher's result, and the step at which a block lost its patience, or 0."""
         fault = torch.zeros(1, dtype=torch.int32)
@@ -162,6 +164,7 @@ class Case:
             ctypes.c_int64(groups),
             ctypes.c_int64(missing),
             ctypes.c_uint32(patience),
+            size,
         )
         if result > 0:
             pytest.fail(native.cuda_on_cpu_last_failure().decode())
@@ -204,6 +207,8 @@ def poisoned(like: Tensor) -> Tensor:
 
 
 DENSE = {"one": (1, 1), "two tiles": (3, 11), "full tile": (5, 8)}  # T, B
+# Sequences leave (or, in reverse, join) by tile and within a tile, in a tile of their own, all at once.
+PACKED = [[3, 2, 1], [4] * 8 + [2] * 3, [5] + [1] * 16, [4, 4, 3, 3, 3, 3, 2, 2, 1, 1], [3] * 9]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -212,4 +217,158 @@ DENSE = {"one": (1, 1), "two tiles": (3, 11), "full tile": (5, 8)}  # T, B
 @pytest.mark.parametrize("size", DENSE)
 def test_dense(kind, nonlinearity, H, size):
     T, B = DENSE[size]
-    Case(kind, T, H, [T] * B, nonlinearity, reverse=H == 47).check(groups=1 + (B > 8 and H == 32))
+    Case(kind, T, H, [T] * B, nonlinearity, reverse=H == 47).check(groups=2 if size == "two tiles" else 1)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("lengths", PACKED, ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_packed(kind, reverse, lengths, groups):
+    Case(kind, lengths[0], 24, lengths, reverse=reverse).check(groups=groups)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T, H, B", [(4, 72, 11), (2, 264, 3)])
+def test_shipped_up_to_512(kind, T, H, B):
+    Case(kind, T, H, [T] * B).check(**SHIPPED)
+
+
+def test_shipped_up_to_1024():
+    Case("bfloat16", 1, 520, [1]).check(**SHIPPED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1, 2], ids=["up to 1024", "up to 2048"])
+def test_larger_instantiations_on_a_small_layer(kind, size):
+    Case(kind, 3, 136, [3, 3, 2], reverse=True).check(size=size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_bits_in_any_order_and_in_any_batch(kind):
+    case = Case(kind, 3, 40, [3] * 11)
+    results = [case.check(seed=seed, groups=1 + seed % 2) for seed in range(5)]
+    for result in results[1:]:
+        assert all(map(torch.equal, results[0], result))
+    alone = Case(kind, 3, 40, [3])
+    alone.weight, alone.pre, alone.h0 = case.weight, case.pre[9::11].contiguous(), case.h0[9:10]
+    alone.grad_out, alone.grad_hn = case.grad_out[9::11].contiguous(), case.grad_hn[9:10]
+    y, h_n, _ = alone.run_forward()
+    assert torch.equal(y, results[0][0][9::11]) and torch.equal(h_n, results[0][1][9:10])
+
+
+@pytest.mark.parametrize("missing", ["grad_out", "grad_hn"])
+def test_missing_gradient_is_zero(missing):
+    case = Case("float32", 3, 20, [3, 3, 1])
+    setattr(case, missing, None)
+    case.check()
+
+
+def all_ones(matrix: Tensor) -> None:
+    """Fills with the NaN that has every bit set, the pattern of memory that nobody has stored to."""
+    matrix.view(torch.int32 if matrix.dtype is torch.float32 else torch.int16).fill_(-1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("where", ["pre", "h0"])
+def test_nan_stays_in_its_sequence_and_stops_nobody(kind, nonlinearity, where):
+    case = Case(kind, 4, 40, [4] * 9, nonlinearity)
+    expected, _ = case.forward()
+    all_ones(getattr(case, where)[2])  # of `pre`, the first step
+    out, h_n, status = case.run_forward()
+    assert status == (0, 0)
+    mine = torch.arange(len(out)) % 9 == 2
+    assert out[mine].isnan().all() and h_n[2].isnan().all()
+    check("out", out[~mine], expected[~mine], case.tolerance())
+    all_ones(case.grad_hn[2])
+    dpre, dh0, status = case.run_backward(out)
+    assert status == (0, 0)
+    assert dpre[mine].isnan().all() and dh0[2].isnan().all()
+    assert not dpre[~mine].isnan().any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_infinity_does_not_meet_the_padding(kind):
+    """0 * inf in the units that fill up a row would turn the whole next state into NaN."""
+    case = Case(kind, 3, 21, [3, 3], "relu")
+    case.pre[0, 3] = float("inf")
+    out, h_n = case.forward()
+    y, last, status = case.run_forward()
+    assert status == (0, 0)
+    assert torch.equal(y.isnan(), out.isnan()) and torch.equal(y.isinf(), out.isinf())
+    assert not out[2].isnan().all()
+    assert torch.equal(last.isnan(), h_n.isnan())
+
+
+def test_nan_in_the_weights_does_not_reach_the_last_step_s_gradient():
+    case = Case("bfloat16", 3, 24, [3, 2])
+    out = case.forward()[0].to(case.dtype)
+    case.weight[0, 0] = float("nan")
+    dpre, dh0, status = case.run_backward(out)
+    assert status == (0, 0)
+    last = torch.tensor([False, False, False, True, True])
+    assert not dpre[last].isnan().any() and dpre[~last].isnan().any() and dh0.isnan().any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_missing_block_is_reported_and_waited_for_once(kind, direction):
+    """The last block never comes: the others give up at the second step, finish, and say so."""
+    case = Case(kind, 6, 64, [6] * 3)
+    out = case.forward()[0].to(case.dtype)
+    y, last, (result, fault) = (
+        case.run_forward(missing=1, patience=50)
+        if direction == "forward"
+        else case.run_backward(out, missing=1, patience=50)
+    )
+    assert (result, fault) == (0, 2)
+    assert last.isnan().all()
+    first = slice(0, 3) if direction == "forward" else slice(15, 18)
+    assert not y[first, :48].isnan().any()  # what was computed before anybody had to wait
+
+
+def test_refusals():
+    case = Case("bfloat16", 2, 32, [2])
+    y, h_n = poisoned(case.pre), poisoned(case.h0)
+
+    def status(case, y, h0):
+        return case.run("forward", y, case.pre, h0, case.weight, y, h_n, **SHIPPED)[0]
+
+    assert status(case, y, case.h0) == 0
+    assert status(case, case.pre, case.h0) == UNSUPPORTED  # in place
+    assert status(case, case.padded(y)[:, :31], case.h0) == UNSUPPORTED  # stride
+    assert status(case, y, torch.empty(33, dtype=case.dtype)[1:]) == UNSUPPORTED  # alignment
+    case.H = 2049
+    assert status(case, torch.empty(1, 2056), case.h0) == UNSUPPORTED
+    case.H = 2048
+    y = torch.empty(2, 2048, dtype=torch.bfloat16)
+    assert (
+        case.run("forward", y, case.pre, y, case.weight, y.clone(), h_n, multiprocessors=63, **SHIPPED)[0]
+        == NOT_RESIDENT
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "multiprocessors", "limit"),
+    [
+        ("bfloat16", 132, 2048),
+        ("bfloat16", 64, 2048),
+        ("bfloat16", 40, 1280),
+        ("float16", 12, 384),
+        ("tf32", 132, 2048),
+        ("tf32", 108, 1728),
+        ("tf32", 40, 1024),
+        ("float32", 132, 2048),
+        ("float32", 30, 480),
+    ],
+)
+def test_limits(kind, multiprocessors, limit):
+    """H that the launchers take: all blocks on the device at the same time, one on a multiprocessor here."""
+    native = library()
+    native.cuda_on_cpu_configure(0, multiprocessors, ctypes.c_int64(1000), ctypes.c_uint64(1000))
+    for direction in ("forward", "backward"):
+        function = getattr(native, f"rnnfast_cuda_grid_{direction}_limit")
+        function.restype = ctypes.c_int64
+        assert function(KINDS[kind][1], kind == "tf32") == limit
+    assert function(1, False) == 0  # float64
