@@ -21,6 +21,7 @@ from .backends.aten import AtenBackend
 from .backends.base import Backend, Problem
 from .backends.cpu import CpuBackend
 from .backends.eager import EagerBackend
+from .backends.triton import TritonBackend
 
 UNBOUNDED = 2**63
 
@@ -199,5 +200,5 @@ def find(
     return solver
 
 
-for _backend in (EagerBackend(), AtenBackend(), CpuBackend()):
+for _backend in (EagerBackend(), AtenBackend(), CpuBackend(), TritonBackend()):
     register(_backend)

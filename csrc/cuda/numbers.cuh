@@ -6,6 +6,7 @@
 
 #include <stdint.h>
 
+#include "contract.h"
 #include "ptx.cuh"
 
 namespace rnnfast {
@@ -64,11 +65,22 @@ __device__ __forceinline__ float from_float<float>(float x) {
   return x;
 }
 
+__device__ __forceinline__ uint32_t bits_of(float x) { return ptx::as_bits(x); }
+__device__ __forceinline__ uint32_t bits_of(bf16 x) { return x.bits; }
+__device__ __forceinline__ uint32_t bits_of(f16 x) { return x.bits; }
+__device__ __forceinline__ void from_bits(float& x, uint32_t bits) { x = ptx::as_float(bits); }
+__device__ __forceinline__ void from_bits(bf16& x, uint32_t bits) { x.bits = uint16_t(bits); }
+__device__ __forceinline__ void from_bits(f16& x, uint32_t bits) { x.bits = uint16_t(bits); }
+
 // ---- activations -----------------------------------------------------------------------------------
 
 template <class T>
 __device__ __forceinline__ float tanh_for(float x) {
   return tanhf(x);
+}
+template <class T>
+__device__ __forceinline__ double tanh_for(double x) {
+  return tanh(x);
 }
 template <>
 __device__ __forceinline__ float tanh_for<bf16>(float x) {
@@ -96,6 +108,18 @@ struct Relu {
   static __device__ __forceinline__ float value(float x) { return x <= 0.0f ? 0.0f : x; }
   static __device__ __forceinline__ float derivative(float h) { return h > 0.0f ? 1.0f : 0.0f; }
 };
+
+// The same, chosen when the kernel runs: where a branch more does not matter, half of the kernels need not be built.
+template <class T, class Number>
+__device__ __forceinline__ Number activate(Activation activation, Number x) {
+  if (activation == Activation::kTanh) return tanh_for<T>(x);
+  return x <= 0 ? Number(0) : x;
+}
+template <class Number>
+__device__ __forceinline__ Number derivative_of(Activation activation, Number h) {
+  if (activation == Activation::kTanh) return fma(-h, h, Number(1));
+  return h > 0 ? Number(1) : Number(0);
+}
 
 }  // namespace cuda
 }  // namespace rnnfast

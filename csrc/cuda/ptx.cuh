@@ -94,6 +94,7 @@ PTX void sync_block() { __syncthreads(); }
 PTX void sync_named(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 PTX void sync_warp() { __syncwarp(); }
 PTX float shuffle_xor(float x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
+PTX double shuffle_xor(double x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
 PTX uint32_t shuffle_xor(uint32_t x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
 PTX uint32_t shuffle(uint32_t x, int lane) { return __shfl_sync(~0u, x, lane); }
 PTX bool any_in_warp(bool predicate) { return __any_sync(~0u, predicate); }

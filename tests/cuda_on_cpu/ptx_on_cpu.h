@@ -115,6 +115,7 @@ T exchange(const char* what, T value, int lane) {
 }
 inline int lane() { return int(threadIdx.x % kLanes); }
 inline float shuffle_xor(float x, int lanes) { return exchange("shuffle_xor", x, lane() ^ lanes); }
+inline double shuffle_xor(double x, int lanes) { return exchange("shuffle_xor", x, lane() ^ lanes); }
 inline uint32_t shuffle_xor(uint32_t x, int lanes) { return exchange("shuffle_xor", x, lane() ^ lanes); }
 inline uint32_t shuffle(uint32_t x, int from) { return exchange("shuffle", x, from); }
 inline bool any_in_warp(bool predicate) {

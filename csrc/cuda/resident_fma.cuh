@@ -1,0 +1,105 @@
+// The engine of resident.cuh for exact float32: plain multiply-adds.
+//
+// Eight lanes share kRows rows of W, a slice of the columns each: lane `slice` holds columns 4 (8 j + slice) .. + 3 for
+// every j, so that the eight read 128 contiguous bytes of y at a time, which all warps' other lanes read too. Every
+// lane makes kRows * kTile = 8 partial sums; in three exchanges that halve what is left each, the eight lanes come out
+// with one finished sum each, in an order that depends on nothing but H.
+#pragma once
+
+#include "numbers.cuh"
+#include "ptx.cuh"
+
+namespace rnnfast {
+namespace cuda {
+
+template <int kWidth, int kSequences>
+class FmaEngine {
+ public:
+  using Element = float;
+  using Word = float;
+  static constexpr int kH = kWidth, kTile = kSequences;
+  static constexpr int kSlices = 8, kRows = kSlices / kTile;  // one finished sum a lane
+  static constexpr int kColumns = kH / kSlices;               // of a lane
+  static constexpr int kThreads = kH / kRows * kSlices;
+  static constexpr int kWords = 1, kValues = 1, kSlots = 1;
+  static_assert(kH % 32 == 0, "whole groups of four columns for each slice");
+
+  struct Shared {
+    __align__(16) float y[2][kTile][kH];
+  };
+
+  __device__ __forceinline__ FmaEngine(const void* w, int64_t H, bool transposed)
+      : H_(int(H)), slice_(int(threadIdx.x) % kSlices), row_(int(threadIdx.x) / kSlices * kRows) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) {
+        const int row = row_ + r, column = 4 * (k / 4 * kSlices + slice_) + k % 4;
+        const int64_t at = transposed ? column * H + row : row * H + column;
+        w_[r][k] = row < H && column < H ? static_cast<const float*>(w)[at] : 0.0f;
+      }
+  }
+
+  // The finished sum of lane `slice`: sums are numbered kRows * sequence + row.
+  __device__ __forceinline__ int sequence(int) const { return slice_ / kRows; }
+  static __device__ __forceinline__ constexpr int slot(int) { return 0; }
+  __device__ __forceinline__ int hidden() const { return row_ + slice_ % kRows; }
+
+  __device__ __forceinline__ Word load(const void* matrix, int64_t row, int, bool alive) const {
+    return alive && hidden() < H_ ? static_cast<const float*>(matrix)[row * H_ + hidden()] : 0.0f;
+  }
+  __device__ __forceinline__ void store(Word word, void* matrix, int64_t row, int, bool alive) const {
+    if (alive && hidden() < H_) static_cast<float*>(matrix)[row * H_ + hidden()] = word;
+  }
+  __device__ __forceinline__ Word select(Word replacement, Word word, int, bool alive) const {
+    return alive && hidden() < H_ ? replacement : word;
+  }
+  __device__ __forceinline__ void unpack(float (&values)[1], const Word (&words)[1]) const { values[0] = words[0]; }
+  __device__ __forceinline__ void pack(Word (&words)[1], const float (&values)[1]) const { words[0] = values[0]; }
+  __device__ __forceinline__ void clear(Shared& shared) const {
+    auto* words = reinterpret_cast<uint32_t*>(&shared);
+    for (int i = int(threadIdx.x); i < int(sizeof(Shared) / 4); i += kThreads) words[i] = 0;
+  }
+  __device__ __forceinline__ void publish(Shared& shared, int buffer, const Word (&words)[1]) const {
+    shared.y[buffer][sequence(0)][hidden()] = words[0];
+  }
+
+  __device__ __forceinline__ void add_product(float (&values)[1], const Shared& shared, int buffer) const {
+    float sum[kTile * kRows];
+#pragma unroll
+    for (int i = 0; i < kTile * kRows; ++i) sum[i] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < kColumns; k += 4)
+#pragma unroll
+      for (int b = 0; b < kTile; ++b) {
+        const auto y = ptx::load<float4>(&shared.y[buffer][b][4 * (k / 4 * kSlices + slice_)]);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          float& s = sum[b * kRows + r];
+          s = fmaf(w_[r][k], y.x, s);
+          s = fmaf(w_[r][k + 1], y.y, s);
+          s = fmaf(w_[r][k + 2], y.z, s);
+          s = fmaf(w_[r][k + 3], y.w, s);
+        }
+      }
+    // Each exchange keeps the half of the sums that the lane's bit names and gives away the other.
+#pragma unroll
+    for (int half = kSlices / 2; half > 0; half /= 2) {
+      const bool high = slice_ & half;
+#pragma unroll
+      for (int i = 0; i < half; ++i) {
+        const float kept = high ? sum[i + half] : sum[i], given = high ? sum[i] : sum[i + half];
+        sum[i] = kept + ptx::shuffle_xor(given, half);
+      }
+    }
+    values[0] += sum[0];
+  }
+
+ private:
+  int H_;
+  int slice_, row_;
+  float w_[kRows][kColumns];
+};
+
+}  // namespace cuda
+}  // namespace rnnfast

@@ -1,0 +1,188 @@
+"""The Triton kernels (rnnfast/kernels): the fused step, and the whole sequence in one launch where W_hh fits.
+
+Float32 products follow `torch.backends.cudnn.allow_tf32`, as torch.nn.RNN's do (see `precision`). Results do
+not depend on the run nor, for a sequence, on the batch it is in: tiles are chosen by dtype and hidden size
+alone, and no kernel uses atomics.
+
+With TRITON_INTERPRET=1 set before rnnfast is imported, the kernels run in Triton's interpreter, on CPU tensors:
+slow, for study and tests.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .base import Grads, Needs, Problem
+from .precision import products_as_cudnn, tf32
+from .recurrence import RecurrenceBackend, Walk
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class TritonBackend(RecurrenceBackend):
+    name = "triton"
+
+    def unavailable(self) -> Optional[str]:
+        if find_spec("triton") is None:
+            return "the package triton is not installed"
+        if not INTERPRETED and not torch.cuda.is_available():
+            return "no CUDA device (with TRITON_INTERPRET=1 set before import it runs on the CPU, slowly)"
+        return None
+
+    def details(self) -> str:
+        import triton
+
+        return f"Triton {triton.__version__}{', interpreted' if INTERPRETED else ''}"
+
+    def refuses(self, problem: Problem) -> Optional[str]:
+        wanted = "cpu" if INTERPRETED else "cuda"
+        if problem.device != wanted:
+            return (
+                f"{'interpreted, ' if INTERPRETED else ''}it takes tensors on {wanted}, these are on"
+                f" {problem.device}"
+            )
+        if problem.dtype not in ("float32", "bfloat16", "float16"):
+            return f"dtype {problem.dtype} is not one of float32, bfloat16, float16"
+        if INTERPRETED and problem.dtype == "bfloat16":
+            return "Triton's interpreter multiplies bfloat16 wrongly"
+        return None
+
+    def step_forward(
+        self,
+        x: Tensor,
+        h: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Optional[Tensor],
+        bias_hh: Optional[Tensor],
+        nonlinearity: str,
+    ) -> Tensor:
+        from ..kernels import plan
+
+        out = torch.empty_like(h)
+        if out.numel():
+            with _on(x):
+                plan.step_forward(
+                    x, h, weight_ih, weight_hh, bias_ih, bias_hh, out, nonlinearity, _precision()
+                ).run()
+        return out
+
+    def step_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        h: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        out: Tensor,
+        nonlinearity: str,
+        needs: Needs,
+    ) -> Grads:
+        from ..kernels import plan
+
+        # An empty batch launches nothing, and its weight gradients are zero.
+        new = torch.empty_like if x.shape[0] else torch.zeros_like
+        grads = Grads(
+            x=new(x) if needs.x else None,
+            h0=new(h) if needs.h0 else None,
+            weight_ih=new(weight_ih) if needs.weight_ih else None,
+            weight_hh=new(weight_hh) if needs.weight_hh else None,
+            bias=new(weight_hh[0]) if needs.bias else None,
+        )
+        if x.shape[0]:
+            with _on(x):
+                for launch in plan.step_backward(
+                    grad, x, h, weight_ih, weight_hh, out, nonlinearity, _precision(), grads
+                ):
+                    launch.run()
+        return grads
+
+    def recurrence_forward(
+        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, walk: Walk
+    ) -> tuple[Tensor, Tensor]:
+        from ..kernels import plan
+
+        with _on(pre):
+            if _fits(pre):
+                h_n = torch.empty_like(h0)
+                plan.sequence_forward(pre, h0, weight_hh, pre, h_n, nonlinearity, _precision(), walk).run()
+                return pre, h_n
+            state, new_state = h0.clone(), torch.empty_like(h0)
+            launch = plan.stepwise_forward(pre, state, weight_hh, pre, new_state, nonlinearity, _precision())
+            for first, count in _steps(walk, walk.reverse):
+                launch.run(state=state, new_state=new_state, first=first, count=count)
+                state, new_state = new_state, state
+            return pre, state
+
+    def recurrence_backward(
+        self,
+        grad_out: Optional[Tensor],
+        grad_hn: Optional[Tensor],
+        out: Tensor,
+        weight_hh: Tensor,
+        nonlinearity: str,
+        walk: Walk,
+    ) -> tuple[Tensor, Tensor]:
+        from ..kernels import plan
+
+        dpre = torch.empty_like(out)
+        with _on(out):
+            if _fits(out):
+                dh0 = out.new_empty(walk.batch, out.shape[1])
+                plan.sequence_backward(
+                    grad_out, grad_hn, out, weight_hh, dpre, dh0, nonlinearity, _precision(), walk
+                ).run()
+                return dpre, dh0
+            last = out.new_zeros(walk.batch, out.shape[1])
+            new_last = torch.empty_like(last)
+            launch = plan.stepwise_backward(
+                grad_out, grad_hn, out, last, weight_hh, dpre, new_last, nonlinearity, _precision()
+            )
+            before = 0
+            for first, count in _steps(walk, not walk.reverse):
+                launch.run(last=last, new_last=new_last, first=first, count=count, before=before)
+                last, new_last, before = new_last, last, max(before, count)
+        with torch.no_grad(), products_as_cudnn():
+            return dpre, last @ weight_hh
+
+
+def _precision() -> str:
+    from ..kernels import table
+
+    return table.TF32 if tf32() else table.EXACT
+
+
+def _fits(rows: Tensor) -> bool:
+    """Whether W_hh can stay in one multiprocessor for the whole sequence."""
+    from ..kernels import table
+
+    found = table.resident(rows.dtype, _precision(), rows.shape[1])
+    return found is not None and (INTERPRETED or found[1].shared <= _shared_memory(rows.device))
+
+
+@lru_cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def _steps(walk: Walk, descending: bool) -> list[tuple[int, int]]:
+    """First row and number of rows of every step, in the order in which the steps are taken."""
+    sizes = [walk.batch] * walk.steps if walk.sizes is None else walk.sizes.tolist()
+    steps, first = [], 0
+    for size in sizes:
+        steps.append((first, size))
+        first += size
+    return steps[::-1] if descending else steps
+
+
+def _on(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -1,0 +1,83 @@
+"""A kernel with everything that a launch of it needs: to run it, or to compile it where there is no GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+_TYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.int64: "i64",
+}
+
+
+@dataclass
+class Launch:
+    """`arguments` are tensors, integers and None; the tensors may be on the meta device if only compiled."""
+
+    kernel: Any  # the jitted function
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = self.kernel.__name__.removesuffix("_kernel")
+
+    def run(self, **changed: Any) -> None:
+        """Launches on the current stream; `changed` replaces some of the arguments.
+
+        Raises:
+            RuntimeError: the device refused; the message names the kernel and the sizes.
+        """
+        arguments = {**self.arguments, **changed}
+        try:
+            self.kernel[self.grid](
+                **arguments,
+                **self.constants,
+                num_warps=self.warps,
+                num_stages=self.stages,
+                enable_fp_fusion=True,
+            )
+        except RuntimeError as error:
+            sizes = ", ".join(f"{k}={v}" for k, v in arguments.items() if isinstance(v, int))
+            raise RuntimeError(f"Triton kernel {self.name} ({sizes}): {error}") from error
+
+    def compile(self, arch: int, aligned: bool = True) -> Any:
+        """Compiles for NVIDIA's architecture `arch` (80, 90, ...), without a GPU.
+
+        What Triton learns from the arguments of a real launch is told here: integers of value 1 are
+        constants; with `aligned` pointers and the integers that are multiples of 16 are marked as such,
+        else nothing is, as for odd sizes.
+        """
+        varying = {p.name for p in self.kernel.params if p.do_not_specialize}
+        signature, constants, attributes = {}, {}, {}
+        for position, name in enumerate(self.kernel.arg_names):
+            if name in self.constants:
+                signature[name], constants[(position,)] = "constexpr", self.constants[name]
+                continue
+            value = self.arguments[name]
+            if value is None or (value == 1 and isinstance(value, int) and name not in varying):
+                signature[name], constants[(position,)] = "constexpr", value
+                continue
+            if isinstance(value, Tensor):
+                signature[name] = "*" + _TYPES[value.dtype]
+                divisible = True
+            else:
+                signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                divisible = value % 16 == 0 and name not in varying
+            if aligned and divisible:
+                attributes[(position,)] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

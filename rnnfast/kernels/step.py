@@ -1,0 +1,156 @@
+"""One step of the recurrence, fused, and its backward.
+
+    forward    out = act([x, h] [W_ih, W_hh]^T + b_ih + b_hh)
+    backward   dpre = grad act'(out);  [dx, dh] = dpre [W_ih, W_hh];  [dW_ih, dW_hh] = dpre^T [x, h];  db = sum dpre
+
+Forward: one program per tile [BLOCK_M rows, BLOCK_N units]; one accumulator runs over K = I + H, first over x
+and W_ih, then over h and W_hh, so that the concatenation exists only as the order of two loops. Bias and
+activation are applied to the accumulator before its only store.
+
+Backward: dpre is never stored. Both kernels compute it from grad and out as they load them. One gives dx and
+dh, which are neighbouring tiles of one product; the other gives the weight gradients, again neighbouring
+tiles, each the sum over all B rows in one program: no atomics, so the same bits in every run.
+
+Memory floor of a step: it reads both weights once, (I + H) H elements, at small B nearly all of its bytes.
+"""
+
+import triton
+import triton.language as tl
+
+from .activation import activate, activation_backward
+from .product import multiply
+
+
+@triton.jit
+def step_forward_kernel(
+    x,  # [B, I]
+    h,  # [B, H]
+    w_ih,  # [H, I]
+    w_hh,  # [H, H]
+    b_ih,  # [H], or None
+    b_hh,  # [H], or None
+    out,  # [B, H], contiguous
+    x_row,
+    x_col,
+    h_row,
+    h_col,
+    w_ih_row,
+    w_ih_col,
+    w_hh_row,
+    w_hh_col,
+    B,
+    I,  # noqa: E741
+    H,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = multiply(acc, x, x_row, x_col, None, m, B, w_ih, w_ih_col, w_ih_row, n, H, I,
+                   BLOCK_K, PRECISION, "")  # fmt: skip
+    acc = multiply(acc, h, h_row, h_col, None, m, B, w_hh, w_hh_col, w_hh_row, n, H, H,
+                   BLOCK_K, PRECISION, "")  # fmt: skip
+    if b_ih is not None:
+        acc += tl.load(b_ih + n, mask=n < H, other=0.0).to(tl.float32)[None, :]
+    if b_hh is not None:
+        acc += tl.load(b_hh + n, mask=n < H, other=0.0).to(tl.float32)[None, :]
+    result = activate(acc, ACTIVATION).to(out.dtype.element_ty)
+    tl.store(out + m[:, None] * H + n[None, :], result, mask=(m < B)[:, None] & (n < H)[None, :])
+
+
+@triton.jit
+def step_backward_input_kernel(
+    grad,  # [B, H], contiguous
+    out,  # [B, H], contiguous
+    w_ih,  # [H, I]
+    w_hh,  # [H, H]
+    dx,  # [B, I], contiguous, or None
+    dh,  # [B, H], contiguous, or None
+    w_ih_row,
+    w_ih_col,
+    w_hh_row,
+    w_hh_col,
+    B,
+    I,  # noqa: E741
+    H,
+    X_TILES,  # tiles over the columns of dx; those of dh follow
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    tile = tl.program_id(1)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if tile < X_TILES:
+        n = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        if dx is not None:
+            acc = multiply(acc, grad, H, 1, out, m, B, w_ih, w_ih_row, w_ih_col, n, I, H,
+                           BLOCK_K, PRECISION, ACTIVATION)  # fmt: skip
+            mask = (m < B)[:, None] & (n < I)[None, :]
+            tl.store(dx + m[:, None] * I + n[None, :], acc.to(dx.dtype.element_ty), mask=mask)
+    else:
+        n = (tile - X_TILES).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        if dh is not None:
+            acc = multiply(acc, grad, H, 1, out, m, B, w_hh, w_hh_row, w_hh_col, n, H, H,
+                           BLOCK_K, PRECISION, ACTIVATION)  # fmt: skip
+            mask = (m < B)[:, None] & (n < H)[None, :]
+            tl.store(dh + m[:, None] * H + n[None, :], acc.to(dh.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def step_backward_weight_kernel(
+    grad,  # [B, H], contiguous
+    out,  # [B, H], contiguous
+    x,  # [B, I]
+    h,  # [B, H]
+    dw_ih,  # [H, I], contiguous, or None
+    dw_hh,  # [H, H], contiguous, or None
+    db,  # [H], or None
+    x_row,
+    x_col,
+    h_row,
+    h_col,
+    B,
+    I,  # noqa: E741
+    H,
+    X_TILES,  # tiles over the columns of dw_ih; those of dw_hh follow
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    tile = tl.program_id(1)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if tile < X_TILES:
+        n = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        if dw_ih is not None:
+            acc = multiply(acc, grad, 1, H, out, m, H, x, x_row, x_col, n, I, B,
+                           BLOCK_K, PRECISION, ACTIVATION)  # fmt: skip
+            mask = (m < H)[:, None] & (n < I)[None, :]
+            tl.store(dw_ih + m[:, None] * I + n[None, :], acc.to(dw_ih.dtype.element_ty), mask=mask)
+    else:
+        n = (tile - X_TILES).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        if dw_hh is not None:
+            acc = multiply(acc, grad, 1, H, out, m, H, h, h_row, h_col, n, H, B,
+                           BLOCK_K, PRECISION, ACTIVATION)  # fmt: skip
+            mask = (m < H)[:, None] & (n < H)[None, :]
+            tl.store(dw_hh + m[:, None] * H + n[None, :], acc.to(dw_hh.dtype.element_ty), mask=mask)
+    if db is not None:
+        if tile == 0:
+            k = tl.arange(0, BLOCK_K).to(tl.int64)
+            total = tl.zeros((BLOCK_M,), tl.float32)
+            for start in range(0, B, BLOCK_K):
+                at = (start + k)[None, :] * H + m[:, None]
+                mask = (start + k < B)[None, :] & (m < H)[:, None]
+                g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
+                y = tl.load(out + at, mask=mask, other=0.0).to(tl.float32)
+                total += tl.sum(activation_backward(g, y, ACTIVATION), axis=1)
+            tl.store(db + m, total.to(db.dtype.element_ty), mask=m < H)

@@ -1,0 +1,93 @@
+"""One step of the recurrence as a kernel of its own, for layers whose W_hh fits no single multiprocessor.
+
+    forward    state' = act(pre + state W_hh^T)                          over the rows of the step
+    backward   dpre = (dout + last W_hh + [first time] dh_n) act'(h)     over the rows of the step
+
+A sequence is T launches on one stream: the kernel boundary is the barrier, and all of them can be captured in
+one CUDA graph. The state of all B sequences alternates between two buffers, because a program reads all of h
+while others already write theirs. Rows beyond `count` have ended or not begun: their state is copied.
+
+In the backward walk `last` holds the latest dpre of each sequence, zero before its first: then, and only
+then, the gradient of its final state comes in (rows `before` <= b < count, `before` being the count of the
+step taken just before). After the walk `last W_hh` is dh0.
+"""
+
+import triton
+import triton.language as tl
+
+from .activation import activate, activation_backward
+from .product import multiply
+
+VARYING = ["first", "count", "before"]  # different in every launch: no kernel of its own for each value
+
+
+@triton.jit(do_not_specialize=VARYING)
+def stepwise_forward_kernel(
+    pre,  # [R, H]
+    state,  # [B, H]
+    w_hh,  # [H, H]
+    out,  # [R, H]; may be pre itself
+    new_state,  # [B, H]
+    first,  # the first row of this step
+    count,  # its rows
+    B,
+    H,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    at = m[:, None] * H + n[None, :]
+    unit = (n < H)[None, :]
+    everyone = (m < B)[:, None] & unit
+    active = (m < count)[:, None] & unit
+    row = tl.cast(first, tl.int64) * H
+    acc = tl.load(pre + row + at, mask=active, other=0.0).to(tl.float32)
+    old = tl.load(state + at, mask=everyone, other=0.0)
+    acc = multiply(acc, state, H, 1, None, m, B, w_hh, 1, H, n, H, H, BLOCK_K, PRECISION, "")
+    new = activate(acc, ACTIVATION).to(old.dtype)
+    tl.store(out + row + at, new, mask=active)
+    tl.store(new_state + at, tl.where(active, new, old), mask=everyone)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def stepwise_backward_kernel(
+    dout,  # [R, H], or None for zeros
+    dh_n,  # [B, H], or None for zeros
+    out,  # [R, H]
+    last,  # [B, H]
+    w_hh,  # [H, H]
+    dpre,  # [R, H]
+    new_last,  # [B, H]
+    first,  # the first row of this step
+    count,  # its rows
+    before,  # the rows of the step taken before this one, 0 if none
+    B,
+    H,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    at = m[:, None] * H + n[None, :]
+    unit = (n < H)[None, :]
+    everyone = (m < B)[:, None] & unit
+    active = (m < count)[:, None] & unit
+    row = tl.cast(first, tl.int64) * H
+    g = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if dout is not None:
+        g += tl.load(dout + row + at, mask=active, other=0.0).to(tl.float32)
+    if dh_n is not None:
+        g += tl.load(dh_n + at, mask=active & (m >= before)[:, None], other=0.0).to(tl.float32)
+    h = tl.load(out + row + at, mask=active, other=0.0).to(tl.float32)
+    old = tl.load(last + at, mask=everyone, other=0.0)
+    g = multiply(g, last, H, 1, None, m, B, w_hh, H, 1, n, H, H, BLOCK_K, PRECISION, "")
+    d = activation_backward(g, h, ACTIVATION).to(old.dtype)
+    tl.store(dpre + row + at, d, mask=active)
+    tl.store(new_last + at, tl.where(active, d, old), mask=everyone)

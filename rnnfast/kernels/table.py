@@ -1,0 +1,74 @@
+"""How the Triton kernels are tiled: one explicit table, keyed by element type and hidden size.
+
+There is no tuning at run time, and the batch is in no key: so a sequence is computed by the same tiles in
+whatever batch it is, and no call ever waits for a search. tests/test_triton_compile.py compiles every row
+for every architecture and asserts that nothing spills; `python -m rnnfast.inspect` prints what a row takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+
+# Of a product of float32: "tf32" where torch lets cuDNN's RNNs use it, else three TF32 products that give back
+# what the rounding of the operands lost. True float32 ("ieee") spills at H = 128: see CONTRIBUTING.
+TF32, EXACT = "tf32", "tf32x3"
+
+
+@dataclass(frozen=True)
+class Resident:
+    """One program for a tile of sequences, W_hh in shared memory."""
+
+    rows: int  # BLOCK_B
+    forward_warps: int
+    backward_warps: int
+    shared: int  # bytes of shared memory, the larger of both kernels
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A product's tile."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+# By (bytes of an element, precision, BLOCK_H); H is padded up to the next BLOCK_H.
+RESIDENT = {
+    (2, TF32, 16): Resident(16, 1, 1, 0),
+    (2, TF32, 32): Resident(16, 2, 2, 0),
+    (2, TF32, 64): Resident(16, 4, 4, 0),
+    (2, TF32, 128): Resident(16, 4, 4, 0),
+    (2, TF32, 256): Resident(16, 8, 8, 0),
+    (4, TF32, 16): Resident(16, 1, 1, 0),
+    (4, TF32, 32): Resident(16, 2, 2, 0),
+    (4, TF32, 64): Resident(16, 4, 4, 0),
+    (4, TF32, 128): Resident(16, 8, 8, 0),
+    (4, EXACT, 16): Resident(16, 1, 1, 0),
+    (4, EXACT, 32): Resident(16, 2, 2, 0),
+    (4, EXACT, 64): Resident(16, 4, 4, 0),
+    (4, EXACT, 128): Resident(16, 8, 8, 0),
+}
+
+# By bytes of an element. Narrow tiles: a step has little work, and more programs share the reading of the weights.
+STEP = {
+    2: Tiles(16, 32, 128, 4, 3),
+    4: Tiles(16, 32, 64, 4, 3),
+}
+# Weight gradients sum over the batch.
+WEIGHTS = {
+    2: Tiles(64, 64, 32, 4, 3),
+    4: Tiles(64, 64, 32, 4, 3),
+}
+
+
+def resident(dtype: torch.dtype, precision: str, hidden_size: int) -> Optional[tuple[int, Resident]]:
+    """BLOCK_H and its row of the table, or None where W_hh is too large to stay in shared memory."""
+    block = max(16, 1 << (hidden_size - 1).bit_length())
+    row = RESIDENT.get((dtype.itemsize, TF32 if dtype.itemsize == 2 else precision, block))
+    return None if row is None else (block, row)
