@@ -84,6 +84,9 @@ PTX void store(void* address, V value) {
   *static_cast<V*>(address) = value;
 }
 
+// Begins to bring the line of `address` into L2, and waits for nothing.
+PTX void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
 // ---- a block and its warps -------------------------------------------------------------------------
 
 PTX void sync_block() { __syncthreads(); }

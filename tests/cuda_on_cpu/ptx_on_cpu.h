@@ -86,6 +86,8 @@ void store(void* address, V value) {
   cuda_on_cpu::stored();
 }
 
+inline void prefetch(const void*) {}
+
 // ---- a block and its warps -------------------------------------------------------------------------
 
 inline void sync_block() { cuda_on_cpu::barrier(0, 0); }
