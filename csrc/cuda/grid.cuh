@@ -170,14 +170,9 @@ struct Forward {
 
   static __device__ __forceinline__ Pair finish(const Args& args, const Item& item, int b, int unit, Pair sum,
                                                 const Inputs& in) {
-    const Pair h{activate(args, in.pre.x + sum.x), activate(args, in.pre.y + sum.y)};
+    const Pair h{activate<T>(args.activation, in.pre.x + sum.x), activate<T>(args.activation, in.pre.y + sum.y)};
     if (b >= item.next.rows) store_pair<T>(args.h_n, b, unit, int(args.walk.H), h);
     return h;
-  }
-
- private:
-  static __device__ __forceinline__ float activate(const Args& args, float x) {
-    return args.activation == Activation::kRelu ? Relu<T>::value(x) : Tanh<T>::value(x);
   }
 };
 
@@ -217,12 +212,8 @@ struct Backward {
                                                 const Inputs& in) {
     if (b >= item.previous.rows) sum = {};  // rather than a product with zeros, which W may make NaN
     if (b >= item.here.rows) store_pair<T>(args.dh0, b, unit, int(args.walk.H), sum);
-    return {(in.dh.x + sum.x) * derivative(args, in.h.x), (in.dh.y + sum.y) * derivative(args, in.h.y)};
-  }
-
- private:
-  static __device__ __forceinline__ float derivative(const Args& args, float h) {
-    return args.activation == Activation::kRelu ? Relu<T>::derivative(h) : Tanh<T>::derivative(h);
+    return {(in.dh.x + sum.x) * derivative_of(args.activation, in.h.x),
+            (in.dh.y + sum.y) * derivative_of(args.activation, in.h.y)};
   }
 };
 

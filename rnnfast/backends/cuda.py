@@ -1,5 +1,9 @@
 """The CUDA C++ kernels (csrc/cuda): the fused step, and whole sequences with W_hh resident in registers.
 
+Two designs run a sequence. Where W_hh fits into the registers of one block (`resident`), blocks share the
+batch and never wait for each other. Beyond (`grid`), all blocks of the device share W_hh and exchange the
+state at every step.
+
 Float32 products follow `torch.backends.cudnn.allow_tf32`, as torch.nn.RNN's do (see `precision`). No kernel
 uses atomics or splits a sum by the batch: results do not depend on the run nor, for a sequence, on the batch
 it is in.
@@ -38,6 +42,9 @@ class CudaBackend(RecurrenceBackend):
     name = "cuda"
     device = "cuda"  # the type of device whose tensors it takes
 
+    def __init__(self) -> None:
+        self._faults: dict[torch.device, Tensor] = {}  # see _fault
+
     def unavailable(self) -> Optional[str]:
         if native is None:
             return MISSING
@@ -59,13 +66,14 @@ class CudaBackend(RecurrenceBackend):
         if dtype not in DTYPES:
             return f"dtype {problem.dtype} is not one of float64, float32, bfloat16, float16"
         if problem.kind == "sequence":
-            limit = native.resident_limit(DTYPES[dtype], _tf32(dtype))
+            number, rounded = DTYPES[dtype], _tf32(dtype)
+            limit = max(native.resident_limit(number, rounded), native.grid_limit(number, rounded))
             if limit == 0:
                 return f"there is no kernel for sequences of {problem.dtype}, only for steps"
             if problem.hidden_size > limit:
                 return (
                     f"hidden_size {problem.hidden_size} is over {limit}, up to which W_hh of"
-                    f" {problem.dtype} fits into registers"
+                    f" {problem.dtype} fits into the registers of the device"
                 )
         return None
 
@@ -116,9 +124,15 @@ class CudaBackend(RecurrenceBackend):
         self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, walk: Walk
     ) -> tuple[Tensor, Tensor]:
         h_n = torch.empty_like(h0)
-        tensors = (pre, _aligned(h0), _aligned(weight_hh), pre, h_n)
-        self._launch_recurrence("resident_forward", h0, nonlinearity, walk, tensors)
-        return pre, h_n
+        if _resident(h0):
+            tensors = (pre, _aligned(h0), _aligned(weight_hh), pre, h_n)
+            self._launch_recurrence("resident_forward", h0, nonlinearity, walk, (), tensors)
+            return pre, h_n
+        out = _with_padded_rows(pre)
+        exchange = (*out.shape, self._fault(h0.device))
+        tensors = (pre, _aligned(_padded(h0, out)), weight_hh, out, h_n)
+        self._launch_recurrence("grid_forward", h0, nonlinearity, walk, exchange, tensors)
+        return out[:, : h0.shape[1]].contiguous(), h_n
 
     def recurrence_backward(
         self,
@@ -129,17 +143,51 @@ class CudaBackend(RecurrenceBackend):
         nonlinearity: str,
         walk: Walk,
     ) -> tuple[Tensor, Tensor]:
-        dpre, dh0 = torch.empty_like(out), out.new_empty(walk.batch, out.shape[1])
-        tensors = (*map(_aligned, (grad_out, grad_hn, out, weight_hh)), dpre, dh0)
-        self._launch_recurrence("resident_backward", dh0, nonlinearity, walk, tensors)
-        return dpre, dh0
+        hidden_size = out.shape[1]
+        dh0 = out.new_empty(walk.batch, hidden_size)
+        if _resident(dh0):
+            dpre = torch.empty_like(out)
+            tensors = (*map(_aligned, (grad_out, grad_hn, out, weight_hh)), dpre, dh0)
+            self._launch_recurrence("resident_backward", dh0, nonlinearity, walk, (), tensors)
+            return dpre, dh0
+        dpre = _with_padded_rows(out)
+        exchange = (*dpre.shape, self._fault(out.device))
+        tensors = (grad_out, grad_hn, out, weight_hh, dpre, dh0)
+        self._launch_recurrence("grid_backward", dh0, nonlinearity, walk, exchange, tensors)
+        return dpre[:, :hidden_size].contiguous(), dh0
 
     def _launch_recurrence(
-        self, kernel: str, state: Tensor, nonlinearity: str, walk: Walk, tensors: tuple[Optional[Tensor], ...]
+        self,
+        kernel: str,
+        state: Tensor,
+        nonlinearity: str,
+        walk: Walk,
+        exchange: tuple[int, ...],
+        tensors: tuple[Optional[Tensor], ...],
     ) -> None:
         sizes = {"T": walk.steps, "B": walk.batch, "H": state.shape[1]}
-        walk_arguments = (*sizes.values(), _address(walk.offsets), walk.reverse)
-        self._launch(kernel, state, nonlinearity, sizes, walk_arguments, tensors)
+        arguments = (*sizes.values(), _address(walk.offsets), walk.reverse, *exchange)
+        self._launch(kernel, state, nonlinearity, sizes, arguments, tensors)
+
+    def _fault(self, device: torch.device) -> int:
+        """The address of a word in which grid kernels on `device` report that they waited in vain.
+
+        They are not waited for, so a fault of an earlier call is what this finds, and raises.
+        """
+        if device not in self._faults:
+            self._faults[device] = self._pinned_word()
+        word = self._faults[device]
+        step = int(word)
+        if step:
+            word.zero_()
+            raise RuntimeError(
+                f"an earlier CUDA grid kernel on {device} waited in vain for another block's result, at step"
+                f" {step - 1} of its walk; its results contain NaN"
+            )
+        return word.data_ptr()
+
+    def _pinned_word(self) -> Tensor:
+        return torch.zeros(1, dtype=torch.int32, pin_memory=True)
 
     def _launch(
         self,
@@ -181,12 +229,27 @@ def _tf32(dtype: torch.dtype) -> bool:
     return dtype is torch.float32 and tf32()
 
 
+def _resident(state: Tensor) -> bool:
+    """Whether W_hh fits into one block's registers, for a state [B, H]."""
+    return state.shape[1] <= native.resident_limit(DTYPES[state.dtype], _tf32(state.dtype))
+
+
 def _address(tensor: Optional[Tensor]) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _with_padded_rows(like: Tensor) -> Tensor:
+    """New memory for a matrix whose rows are multiples of 16 bytes, as grid kernels exchange them."""
+    elements = 16 // like.itemsize
+    return like.new_empty(like.shape[0], -(-like.shape[1] // elements) * elements)
+
+
+def _padded(tensor: Tensor, like: Tensor) -> Tensor:
+    return torch.nn.functional.pad(tensor, (0, like.shape[1] - tensor.shape[1]))
+
+
 def _aligned(tensor: Optional[Tensor]) -> Optional[Tensor]:
-    """The kernels of the recurrence load pairs of 16-bit elements, which a view's first may not begin."""
+    """The kernels of the recurrence load several elements at once, from multiples of 16 bytes."""
     return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 

@@ -10,6 +10,7 @@ from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rnnfast.backends.cuda import CudaBackend
@@ -40,6 +41,9 @@ class CudaOnCpu(CudaBackend):
 
     def unavailable(self) -> None:
         return None
+
+    def _pinned_word(self) -> Tensor:
+        return torch.zeros(1, dtype=torch.int32)
 
     @contextmanager
     def _on(self, tensor: Tensor) -> Iterator[int]:
