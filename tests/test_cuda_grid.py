@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench import gpu_latency
 from tests import cuda_on_cpu
 from tests.cases import check
 
@@ -391,3 +392,8 @@ def test_resources():
             assert capacity <= rows * resident * multiprocessors, usage
             found.add((compiled.stem, usage.architecture, engine, capacity, elements))
     assert len(found) == 2 * 3 * 4 * 3  # directions, architectures, kinds, sizes
+
+
+@pytest.mark.skipif(nvcc.find() is None, reason="there is no nvcc")
+def test_microbenchmarks_compile_without_a_warning(tmp_path):
+    gpu_latency.build(tmp_path / "gpu_latency", "sm_90a")
