@@ -28,7 +28,7 @@ def native() -> Any:
     return module
 
 
-def configure(seed: int = 0, multiprocessors: int = 16, idle_rounds: int = 100_000, tick: int = 1000) -> None:
+def configure(seed: int = 0, multiprocessors: int = 20, idle_rounds: int = 100_000, tick: int = 1000) -> None:
     """Sets the machine's options (machine.h)."""
     ctypes.CDLL(native().__file__).cuda_on_cpu_configure(
         seed, multiprocessors, ctypes.c_int64(idle_rounds), ctypes.c_uint64(tick)

@@ -39,7 +39,7 @@ struct Index {
 
 struct Options {
   unsigned seed = 0;             // order of fibers
-  int multiprocessors = 16;      // cooperative launches take at most one block on each
+  int multiprocessors = 20;      // cooperative launches take at most one block on each
   int64_t idle_rounds = 100000;  // rounds of nothing but polling that count as waiting for ever
   uint64_t tick = 1000;          // nanoseconds that pass from one look at the clock to the next
 };
