@@ -67,10 +67,17 @@ struct Pair {  // of neighbouring units
   float x, y;
 };
 
+// The same as it lies in memory. Nothing is computed with it before it is needed: that would wait for the load.
 template <class T>
-__device__ __forceinline__ Pair load_pair(const void* matrix, int64_t row, int unit, int H) {
+struct Raw {
+  T x, y;
+  __device__ __forceinline__ Pair pair() const { return {to_float(x), to_float(y)}; }
+};
+
+template <class T>
+__device__ __forceinline__ Raw<T> load_pair(const void* matrix, int64_t row, int unit, int H) {
   const T* p = static_cast<const T*>(matrix) + row * H + unit;
-  return {unit < H ? to_float(p[0]) : 0.0f, unit + 1 < H ? to_float(p[1]) : 0.0f};
+  return {unit < H ? p[0] : T{}, unit + 1 < H ? p[1] : T{}};
 }
 template <class T>
 __device__ __forceinline__ void store_pair(void* matrix, int64_t row, int unit, int H, Pair value) {
@@ -90,7 +97,7 @@ struct Forward {
   using Args = ForwardArgs;
   using Item = grid::Item<false>;
   struct Inputs {
-    Pair pre;
+    Raw<T> pre;
   };
   static constexpr bool kTransposed = false;
 
@@ -108,7 +115,8 @@ struct Forward {
 
   static __device__ __forceinline__ Pair finish(const Args& args, const Item& item, int b, int unit, Pair sum,
                                                 const Inputs& in) {
-    const Pair h{activate<T>(args.activation, in.pre.x + sum.x), activate<T>(args.activation, in.pre.y + sum.y)};
+    const Pair pre = in.pre.pair();
+    const Pair h{activate<T>(args.activation, pre.x + sum.x), activate<T>(args.activation, pre.y + sum.y)};
     if (b >= item.next.rows) store_pair<T>(args.h_n, b, unit, int(args.walk.H), h);
     return h;
   }
@@ -119,7 +127,7 @@ struct Backward {
   using Args = BackwardArgs;
   using Item = grid::Item<true>;
   struct Inputs {
-    Pair dh, h;
+    Raw<T> dout, h;
   };
   static constexpr bool kTransposed = true;
 
@@ -133,11 +141,7 @@ struct Backward {
     const int64_t row = item.here.row + b;
     const int H = int(args.walk.H);
     in.h = load_pair<T>(args.out, row, unit, H);
-    if (args.dout) in.dh = load_pair<T>(args.dout, row, unit, H);
-    if (args.dh_n && b >= item.previous.rows) {  // its last step
-      const Pair dh_n = load_pair<T>(args.dh_n, b, unit, H);
-      in.dh = {in.dh.x + dh_n.x, in.dh.y + dh_n.y};
-    }
+    if (args.dout) in.dout = load_pair<T>(args.dout, row, unit, H);
     return in;
   }
   static __device__ __forceinline__ void prefetch(const Args& args, int64_t row, int unit) {
@@ -147,10 +151,14 @@ struct Backward {
 
   static __device__ __forceinline__ Pair finish(const Args& args, const Item& item, int b, int unit, Pair sum,
                                                 const Inputs& in) {
-    if (b >= item.previous.rows) sum = {};  // rather than a product with zeros, which W may make NaN
-    if (b >= item.here.rows) store_pair<T>(args.dh0, b, unit, int(args.walk.H), sum);
-    return {(in.dh.x + sum.x) * derivative_of(args.activation, in.h.x),
-            (in.dh.y + sum.y) * derivative_of(args.activation, in.h.y)};
+    if (b >= item.previous.rows) {  // its last step: dh_n, rather than a product with zeros, which W may make NaN
+      sum = args.dh_n ? load_pair<T>(args.dh_n, b, unit, int(args.walk.H)).pair() : Pair{0.0f, 0.0f};
+    } else if (b >= item.here.rows) {  // it had its first step
+      store_pair<T>(args.dh0, b, unit, int(args.walk.H), sum);
+    }
+    const Pair dout = in.dout.pair(), h = in.h.pair();
+    return {(dout.x + sum.x) * derivative_of(args.activation, h.x),
+            (dout.y + sum.y) * derivative_of(args.activation, h.y)};
   }
 };
 
