@@ -35,8 +35,8 @@ class FmaEngine {
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
         const int row = row_ + r, column = 4 * (k / 4 * kSlices + slice_) + k % 4;
-        const int64_t at = transposed ? column * H + row : row * H + column;
-        w_[r][k] = row < H && column < H ? static_cast<const float*>(w)[at] : 0.0f;
+        const int at = transposed ? column * H_ + row : row * H_ + column;
+        w_[r][k] = row < H_ && column < H_ ? static_cast<const float*>(w)[at] : 0.0f;
       }
   }
 

@@ -53,7 +53,7 @@ class MatrixEngine16 {
           const int row = (warp_ * kRows + m) * 16 + 8 * (j % 2), column = 16 * k + 8 * (j / 2);
           // Of W^T, the 8x8 block at (row, column) is W's at (column, row), transposed.
           const int from_row = (transposed ? column : row) + g_, from_column = (transposed ? row : column) + 2 * q_;
-          const uint32_t pair = load_pair(static_cast<const T*>(w) + int64_t(from_row) * H, from_column, from_row < H);
+          const uint32_t pair = load_pair(static_cast<const T*>(w) + from_row * H_, from_column, from_row < H_);
           w_[m][k][j] = transposed ? ptx::movmatrix(pair) : pair;
         }
   }
@@ -173,8 +173,8 @@ class MatrixEngineTf32 {
           // The order of a sum's terms is free: column q of a block is taken for 2q, q + 4 for 2q + 1, so that a lane
           // finds its two elements of y side by side.
           const int row = (warp_ * kRows + m) * 16 + g_ + 8 * (j % 2), column = 8 * k + 2 * q_ + j / 2;
-          const int64_t at = transposed ? column * H + row : row * H + column;
-          w_[m][k][j] = row < H && column < H ? ptx::round_tf32(static_cast<const float*>(w)[at]) : 0;
+          const int at = transposed ? column * H_ + row : row * H_ + column;
+          w_[m][k][j] = row < H_ && column < H_ ? ptx::round_tf32(static_cast<const float*>(w)[at]) : 0;
         }
   }
 
