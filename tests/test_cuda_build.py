@@ -1,4 +1,4 @@
-"""What nvcc makes of csrc/cuda, without a GPU: that it compiles, what each kernel takes; how nvcc is found."""
+"""What nvcc makes of csrc/cuda, without a GPU: that it compiles, and what each kernel takes."""
 
 import importlib.util
 import os
@@ -25,8 +25,8 @@ def load_helper():
 nvcc = load_helper()
 needs_nvcc = pytest.mark.skipif(nvcc.find() is None, reason="there is no nvcc")
 
-# Registers that a thread may take: a multiprocessor has 65536, and no thread more than 255. The first pattern that
-# matches a kernel's name counts.
+# Registers that a thread may take: a multiprocessor has 65536, and no thread more than 255. The first pattern
+# that matches a kernel's name counts.
 BUDGET = {
     r"resident_\w+<MatrixEngine16<\w+, 256, 8>": 248,  # 256 threads, one block a multiprocessor
     r"resident_\w+<MatrixEngine16<\w+, 192, 6>": 224,  # 192 threads
