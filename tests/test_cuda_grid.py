@@ -7,6 +7,8 @@ what not is in cuda_on_cpu/machine.h.
 from __future__ import annotations
 
 import ctypes
+import re
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Optional
@@ -15,8 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench import gpu_latency
 from tests import cuda_on_cpu
 from tests.cases import check
+
+sys.path.append(str(cuda_on_cpu.KERNELS))
+import nvcc
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing()))
 
@@ -363,3 +369,31 @@ def test_limits(kind, multiprocessors, limit):
         function.restype = ctypes.c_int64
         assert function(KINDS[kind][1], kind == "tf32") == limit
     assert function(1, False) == 0  # float64
+
+
+@pytest.mark.skipif(nvcc.find() is None, reason="there is no nvcc")
+def test_resources():
+    """ptxas's report: every kernel without spills or stack, and up to H = 2048 resident on an H100."""
+    found = set()
+    for compiled in nvcc.compile_all(nvcc.find()):
+        if not compiled.stem.startswith("grid_"):
+            continue
+        for usage in nvcc.usage(compiled.with_suffix(".txt").read_text()):
+            engine, template = re.search(r"(?:3Mma|4Ffma)I(\w*?)((?:Li\d+E){3})E", usage.kernel).groups()
+            rows, vectors, warps = map(int, re.findall(r"\d+", template))
+            elements = 4 if engine in ("", "f") else 8
+            capacity = warps * vectors * 4 * elements
+            assert (usage.stack, usage.spilled) == (0, 0), usage
+            # Registers are given to warps in units of 256, from 65536.
+            resident = 65536 // (-(-usage.registers * 32 // 256) * 256 * warps)
+            multiprocessors = {"sm_80": 108, "sm_90a": 132, "sm_120": 170}[usage.architecture]
+            if usage.architecture == "sm_80" and elements == 4:
+                capacity = min(capacity, 1728)
+            assert capacity <= rows * resident * multiprocessors, usage
+            found.add((compiled.stem, usage.architecture, engine, capacity, elements))
+    assert len(found) == 2 * 3 * 4 * 3  # directions, architectures, kinds, sizes
+
+
+@pytest.mark.skipif(nvcc.find() is None, reason="there is no nvcc")
+def test_microbenchmarks_compile_without_a_warning(tmp_path):
+    gpu_latency.build(tmp_path / "gpu_latency", "sm_90a")

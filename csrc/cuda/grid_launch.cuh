@@ -53,6 +53,7 @@ template <class Product, template <class> class DirectionOf>
 int64_t resident() {
   const auto kernel = recur<Product, DirectionOf>;
   constexpr size_t kShared = sizeof(Shared<Product>);
+  static_assert(kShared <= 99 * 1024, "what a block may have on every device since sm_80");
   int device, multiprocessors, blocks;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
