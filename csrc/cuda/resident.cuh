@@ -113,7 +113,7 @@ struct Tile {
 };
 
 template <class Engine, template <class> class Activation>
-__global__ void __launch_bounds__(Engine::kThreads, 1) resident_forward(const ForwardArgs args) {
+__global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks) resident_forward(const ForwardArgs args) {
   using Word = typename Engine::Word;
   using Act = Activation<typename Engine::Element>;
   auto& shared = shared_memory<typename Engine::Shared>();
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(Engine::kThreads, 1) resident_forward(const Fo
 }
 
 template <class Engine>
-__global__ void __launch_bounds__(Engine::kThreads, 1) resident_backward(const BackwardArgs args) {
+__global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks) resident_backward(const BackwardArgs args) {
   using Word = typename Engine::Word;
   auto& shared = shared_memory<typename Engine::Shared>();
   const Engine engine(args.w_hh, args.walk.H, true);

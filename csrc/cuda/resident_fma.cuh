@@ -22,6 +22,7 @@ class FmaEngine {
   static constexpr int kColumns = kH / kSlices;               // of a lane
   static constexpr int kThreads = kH / kRows * kSlices;
   static constexpr int kWords = 1, kValues = 1, kSlots = 1;
+  static constexpr int kBlocks = kH <= 64 || kTile == 2 && kH <= 128 ? 2 : 1;  // a multiprocessor holds at least
   static_assert(kH % 32 == 0, "whole groups of four columns for each slice");
 
   struct Shared {

@@ -33,6 +33,7 @@ class MatrixEngine16 {
   static constexpr int kH = kWidth, kThreads = 32 * kWarps, kTile = kTileOfMma;
   static constexpr int kColumns = kH / 16, kRows = kColumns / kWarps;  // blocks of 16 that a warp has of W
   static constexpr int kWords = 2 * kRows, kValues = 4 * kRows, kSlots = 1;
+  static constexpr int kBlocks = kH <= 128 ? 2 : 1;  // a multiprocessor holds at least
   static_assert(kRows * kWarps * 16 == kH && kColumns % 2 == 0, "whole blocks a warp, and pairs of them for ldmatrix");
 
   struct Shared {
@@ -155,6 +156,7 @@ class MatrixEngineTf32 {
   static constexpr int kH = kWidth, kThreads = 32 * kWarps, kTile = kTileOfMma;
   static constexpr int kRows = kH / 16 / kWarps, kColumns = kH / 8;  // blocks of 16 rows, of 8 columns
   static constexpr int kWords = 4 * kRows, kValues = kWords, kSlots = 2;
+  static constexpr int kBlocks = kH <= 64 ? 2 : 1;
   static_assert(kRows * kWarps * 16 == kH && kColumns % 2 == 0, "whole blocks a warp, and two accumulators");
 
   struct Shared {
