@@ -76,7 +76,7 @@ def tf32_tolerance(case):
 
 
 def make_case(shape, dtype, nonlinearity="tanh", **options):
-    """TF32's relu needs as much care as that of 16-bit types: a rounding error must not decide its derivative."""
+    """TF32's relu needs the care of 16-bit types: a rounding error must not decide a derivative."""
     like = torch.float16 if dtype is torch.float32 and cuda.tf32() else dtype
     return make(shape, like, nonlinearity, **options).to(dtype)
 

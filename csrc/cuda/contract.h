@@ -39,7 +39,8 @@ struct Walk {
   bool reverse;
 };
 
-// The recurrence alone: the products before and after it are done elsewhere.
+// The recurrence alone: the products before and after it are done elsewhere. T and B are at least 1, and all matrices
+// begin at multiples of 16 bytes unless a launcher says otherwise.
 struct ForwardArgs {
   DType dtype;
   Activation activation;

@@ -42,7 +42,7 @@ int start_tf32(const Args& args, uintptr_t stream) {
   if (H <= 32) return start<MatrixEngineTf32<32, 2>>(args, stream);
   if (H <= 64) return start<MatrixEngineTf32<64, 4>>(args, stream);
   if (H <= 128) return start<MatrixEngineTf32<128, 8>>(args, stream);
-  return start<MatrixEngineTf32<192, 12>>(args, stream);
+  return start<MatrixEngineTf32<160, 10>>(args, stream);
 }
 // One sequence a block while there are multiprocessors for all, else two: the exchange and the barrier then serve both.
 template <class Args>
@@ -58,6 +58,7 @@ int start_fma(const Args& args, uintptr_t stream) {
 template <class Args>
 int start(const Args& args, uintptr_t stream) {
   if (args.walk.H > rnnfast_cuda_resident_limit(args.dtype, args.tf32)) return kUnsupported;
+  if (args.walk.T > INT32_MAX / 2) return kUnsupported;  // steps are counted in int
   switch (args.dtype) {
     case DType::kBFloat16:
       return start_16<bf16>(args, stream);
@@ -74,13 +75,13 @@ int start(const Args& args, uintptr_t stream) {
 
 extern "C" {
 
-int64_t rnnfast_cuda_resident_limit(rnnfast::DType dtype, bool) {
+int64_t rnnfast_cuda_resident_limit(rnnfast::DType dtype, bool tf32) {
   switch (dtype) {
     case rnnfast::DType::kBFloat16:
     case rnnfast::DType::kFloat16:
       return 256;
     case rnnfast::DType::kFloat32:
-      return 192;
+      return tf32 ? 160 : 192;  // TF32 at 192 takes more registers than 12 warps can have
     default:
       return 0;
   }

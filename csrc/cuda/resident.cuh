@@ -48,41 +48,49 @@ template <class Engine>
 struct Tile {
   const Walk& walk;
   const Engine& engine;
-  int64_t first;                   // the tile's first sequence, the longest
-  int64_t steps;                   // its length
-  bool descending;                 // from the last step to the first
-  int64_t length[Engine::kSlots];  // of the thread's own sequences, 0 beyond the batch
+  int64_t first;               // the tile's first sequence, the longest
+  int steps;                   // its length
+  bool descending;             // from the last step to the first
+  int length[Engine::kSlots];  // of the thread's own sequences, 0 beyond the batch
 
   __device__ __forceinline__ Tile(const Walk& walk_, const Engine& engine_, bool descending_)
       : walk(walk_), engine(engine_), first(int64_t(blockIdx.x) * Engine::kTile), descending(descending_) {
-    steps = cuda::length(walk, first);
+    steps = int(cuda::length(walk, first));
 #pragma unroll
-    for (int s = 0; s < Engine::kSlots; ++s) length[s] = cuda::length(walk, first + engine.sequence(s));
+    for (int s = 0; s < Engine::kSlots; ++s) length[s] = int(cuda::length(walk, first + engine.sequence(s)));
   }
 
   // i-th step of the walk. Clamped, so that looking ahead needs no condition.
-  __device__ __forceinline__ int64_t step(int64_t i) const {
-    const int64_t t = i < steps ? i : steps - 1;
+  __device__ __forceinline__ int step(int i) const {
+    const int t = i < steps ? i : steps - 1;
     return descending ? steps - 1 - t : t;
   }
-  __device__ __forceinline__ int64_t row(int64_t i) const { return offset(walk, step(i)); }
-  __device__ __forceinline__ bool alive(int64_t i, int slot) const { return i < steps && step(i) < length[slot]; }
+  __device__ __forceinline__ int64_t row(int i) const { return offset(walk, step(i)); }
+  __device__ __forceinline__ bool alive(int i, int slot) const { return i < steps && step(i) < length[slot]; }
 
   // The thread's words of `rows` rows beginning at `row`; zeros where a sequence has no row, or the state no element.
   using Word = typename Engine::Word;
   __device__ __forceinline__ void load_step(Word (&words)[Engine::kWords], const void* matrix, int64_t row,
-                                            int64_t i) const {
+                                            int i) const {
 #pragma unroll
     for (int w = 0; w < Engine::kWords; ++w)
       words[w] = engine.load(matrix, row + first + engine.sequence(Engine::slot(w)), w, alive(i, Engine::slot(w)));
   }
   __device__ __forceinline__ void store_step(const Word (&words)[Engine::kWords], void* matrix, int64_t row,
-                                             int64_t i) const {
+                                             int i) const {
 #pragma unroll
     for (int w = 0; w < Engine::kWords; ++w)
       engine.store(words[w], matrix, row + first + engine.sequence(Engine::slot(w)), w, alive(i, Engine::slot(w)));
   }
-  // The same of a matrix [B, H].
+  // The same of a matrix [B, H]; `_beginning` leaves only the sequences whose first step is the i-th.
+  __device__ __forceinline__ void load_beginning(Word (&words)[Engine::kWords], const void* matrix, int i) const {
+#pragma unroll
+    for (int w = 0; w < Engine::kWords; ++w) {
+      const int slot = Engine::slot(w);
+      const bool begins = alive(i, slot) && (i == 0 || !alive(i - 1, slot));
+      words[w] = engine.load(matrix, first + engine.sequence(slot), w, begins);
+    }
+  }
   __device__ __forceinline__ void load_batch(Word (&words)[Engine::kWords], const void* matrix) const {
 #pragma unroll
     for (int w = 0; w < Engine::kWords; ++w) {
@@ -98,15 +106,14 @@ struct Tile {
     }
   }
   // Replaces the words of sequences that take part in step i.
-  __device__ __forceinline__ void update(Word (&words)[Engine::kWords], const Word (&by)[Engine::kWords],
-                                         int64_t i) const {
+  __device__ __forceinline__ void update(Word (&words)[Engine::kWords], const Word (&by)[Engine::kWords], int i) const {
 #pragma unroll
     for (int w = 0; w < Engine::kWords; ++w) words[w] = engine.select(by[w], words[w], w, alive(i, Engine::slot(w)));
   }
 };
 
 template <class Engine, template <class> class Activation>
-__global__ void __launch_bounds__(Engine::kThreads, 1) resident_forward(const ForwardArgs args) {
+__global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks) resident_forward(const ForwardArgs args) {
   using Word = typename Engine::Word;
   using Act = Activation<typename Engine::Element>;
   auto& shared = shared_memory<typename Engine::Shared>();
@@ -129,10 +136,10 @@ __global__ void __launch_bounds__(Engine::kThreads, 1) resident_forward(const Fo
   int64_t row_ahead = tile.row(kAhead);  // its load, too, gets a step of time
   ptx::sync_block();
 
-  for (int64_t begin = 0; begin < tile.steps; begin += kAhead) {
+  for (int begin = 0; begin < tile.steps; begin += kAhead) {
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      const int64_t i = begin + k;
+      const int i = begin + k;
       if (i >= tile.steps) break;
       float values[Engine::kValues];
       engine.unpack(values, pre[k]);
@@ -154,15 +161,13 @@ __global__ void __launch_bounds__(Engine::kThreads, 1) resident_forward(const Fo
 }
 
 template <class Engine>
-__global__ void __launch_bounds__(Engine::kThreads, 1) resident_backward(const BackwardArgs args) {
+__global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks) resident_backward(const BackwardArgs args) {
   using Word = typename Engine::Word;
   auto& shared = shared_memory<typename Engine::Shared>();
   const Engine engine(args.w_hh, args.walk.H, true);
   const Tile<Engine> tile(args.walk, engine, !args.walk.reverse);
 
   Word y[Engine::kWords] = {};
-  Word last[Engine::kWords] = {};  // dh_n of the sequences that have not begun
-  if (args.dh_n) tile.load_batch(last, args.dh_n);
   engine.clear(shared);
 
   Word dout[kAhead][Engine::kWords] = {};
@@ -177,14 +182,14 @@ __global__ void __launch_bounds__(Engine::kThreads, 1) resident_backward(const B
   int64_t row_ahead = tile.row(kAhead);
   ptx::sync_block();
 
-  // Sequences begin where the walk enters them, from `late` at the earliest and, once `last` is all used, no more.
-  // Walking down, the first to begin is the longest, at once; the last is the tile's shortest.
+  // Walking down, sequences begin one after the other, the tile's last and shortest as the last one; walking up, all of
+  // them at once.
   const int64_t b_last = min(tile.first + Engine::kTile, args.walk.B) - 1;
-  const int64_t all_begun = tile.descending ? tile.steps - length(args.walk, b_last) : 0;
-  for (int64_t begin = 0; begin < tile.steps; begin += kAhead) {
+  const int all_begun = tile.descending ? tile.steps - int(length(args.walk, b_last)) : 0;
+  for (int begin = 0; begin < tile.steps; begin += kAhead) {
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      const int64_t i = begin + k;
+      const int i = begin + k;
       if (i >= tile.steps) break;
       float values[Engine::kValues], derivative[Engine::kValues];
       engine.unpack(values, dout[k]);
@@ -194,9 +199,8 @@ __global__ void __launch_bounds__(Engine::kThreads, 1) resident_backward(const B
       if (args.dout) tile.load_step(dout[k], args.dout, row_ahead, i + kAhead);
       tile.load_step(h[k], args.out, row_ahead, i + kAhead);
       if (args.dh_n && i <= all_begun) {  // the same for the whole block
-        Word now[Engine::kWords] = {}, none[Engine::kWords] = {};
-        tile.update(now, last, i);
-        tile.update(last, none, i);
+        Word now[Engine::kWords];
+        tile.load_beginning(now, args.dh_n, i);
         float start[Engine::kValues];
         engine.unpack(start, now);
 #pragma unroll
@@ -215,9 +219,8 @@ __global__ void __launch_bounds__(Engine::kThreads, 1) resident_backward(const B
       ptx::sync_block();
     }
   }
-  float values[Engine::kValues];
-  engine.unpack(values, last);  // not zero only for sequences without a step
-  engine.add_product(values, shared, int(tile.steps % kAhead));
+  float values[Engine::kValues] = {};
+  engine.add_product(values, shared, tile.steps % kAhead);
   engine.pack(y, values);
   tile.store_batch(y, args.dh0);
 }

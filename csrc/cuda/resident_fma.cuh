@@ -22,6 +22,7 @@ class FmaEngine {
   static constexpr int kColumns = kH / kSlices;               // of a lane
   static constexpr int kThreads = kH / kRows * kSlices;
   static constexpr int kWords = 1, kValues = 1, kSlots = 1;
+  static constexpr int kBlocks = kH <= 64 || kTile == 2 && kH <= 128 ? 2 : 1;  // a multiprocessor holds at least
   static_assert(kH % 32 == 0, "whole groups of four columns for each slice");
 
   struct Shared {
@@ -35,8 +36,8 @@ class FmaEngine {
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
         const int row = row_ + r, column = 4 * (k / 4 * kSlices + slice_) + k % 4;
-        const int64_t at = transposed ? column * H + row : row * H + column;
-        w_[r][k] = row < H && column < H ? static_cast<const float*>(w)[at] : 0.0f;
+        const int at = transposed ? column * H_ + row : row * H_ + column;
+        w_[r][k] = row < H_ && column < H_ ? static_cast<const float*>(w)[at] : 0.0f;
       }
   }
 

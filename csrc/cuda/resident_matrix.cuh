@@ -33,6 +33,7 @@ class MatrixEngine16 {
   static constexpr int kH = kWidth, kThreads = 32 * kWarps, kTile = kTileOfMma;
   static constexpr int kColumns = kH / 16, kRows = kColumns / kWarps;  // blocks of 16 that a warp has of W
   static constexpr int kWords = 2 * kRows, kValues = 4 * kRows, kSlots = 1;
+  static constexpr int kBlocks = kH <= 128 ? 2 : 1;  // a multiprocessor holds at least
   static_assert(kRows * kWarps * 16 == kH && kColumns % 2 == 0, "whole blocks a warp, and pairs of them for ldmatrix");
 
   struct Shared {
@@ -53,7 +54,7 @@ class MatrixEngine16 {
           const int row = (warp_ * kRows + m) * 16 + 8 * (j % 2), column = 16 * k + 8 * (j / 2);
           // Of W^T, the 8x8 block at (row, column) is W's at (column, row), transposed.
           const int from_row = (transposed ? column : row) + g_, from_column = (transposed ? row : column) + 2 * q_;
-          const uint32_t pair = load_pair(static_cast<const T*>(w) + int64_t(from_row) * H, from_column, from_row < H);
+          const uint32_t pair = load_pair(static_cast<const T*>(w) + from_row * H_, from_column, from_row < H_);
           w_[m][k][j] = transposed ? ptx::movmatrix(pair) : pair;
         }
   }
@@ -155,6 +156,7 @@ class MatrixEngineTf32 {
   static constexpr int kH = kWidth, kThreads = 32 * kWarps, kTile = kTileOfMma;
   static constexpr int kRows = kH / 16 / kWarps, kColumns = kH / 8;  // blocks of 16 rows, of 8 columns
   static constexpr int kWords = 4 * kRows, kValues = kWords, kSlots = 2;
+  static constexpr int kBlocks = kH <= 64 ? 2 : 1;
   static_assert(kRows * kWarps * 16 == kH && kColumns % 2 == 0, "whole blocks a warp, and two accumulators");
 
   struct Shared {
@@ -173,8 +175,8 @@ class MatrixEngineTf32 {
           // The order of a sum's terms is free: column q of a block is taken for 2q, q + 4 for 2q + 1, so that a lane
           // finds its two elements of y side by side.
           const int row = (warp_ * kRows + m) * 16 + g_ + 8 * (j % 2), column = 8 * k + 2 * q_ + j / 2;
-          const int64_t at = transposed ? column * H + row : row * H + column;
-          w_[m][k][j] = row < H && column < H ? ptx::round_tf32(static_cast<const float*>(w)[at]) : 0;
+          const int at = transposed ? column * H_ + row : row * H_ + column;
+          w_[m][k][j] = row < H_ && column < H_ ? ptx::round_tf32(static_cast<const float*>(w)[at]) : 0;
         }
   }
 

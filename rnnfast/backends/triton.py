@@ -4,8 +4,8 @@ Float32 products follow `torch.backends.cudnn.allow_tf32`, as torch.nn.RNN's do 
 not depend on the run nor, for a sequence, on the batch it is in: tiles are chosen by dtype and hidden size
 alone, and no kernel uses atomics.
 
-With TRITON_INTERPRET=1 set before rnnfast is imported, the kernels run in Triton's interpreter, on CPU tensors:
-slow, for study and tests.
+With TRITON_INTERPRET=1 set before rnnfast is imported, the kernels run in Triton's interpreter, on CPU
+tensors: slow, for study and tests.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Optional
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .base import Grads, Needs, Problem
 from .precision import products_as_cudnn, tf32
@@ -64,12 +65,12 @@ class TritonBackend(RecurrenceBackend):
         bias_hh: Optional[Tensor],
         nonlinearity: str,
     ) -> Tensor:
-        from ..kernels import plan
+        from ..kernels import step
 
         out = torch.empty_like(h)
         if out.numel():
             with _on(x):
-                plan.step_forward(
+                step.step_forward(
                     x, h, weight_ih, weight_hh, bias_ih, bias_hh, out, nonlinearity, _precision()
                 ).run()
         return out
@@ -85,7 +86,7 @@ class TritonBackend(RecurrenceBackend):
         nonlinearity: str,
         needs: Needs,
     ) -> Grads:
-        from ..kernels import plan
+        from ..kernels import step
 
         # An empty batch launches nothing, and its weight gradients are zero.
         new = torch.empty_like if x.shape[0] else torch.zeros_like
@@ -98,7 +99,7 @@ class TritonBackend(RecurrenceBackend):
         )
         if x.shape[0]:
             with _on(x):
-                for launch in plan.step_backward(
+                for launch in step.step_backward(
                     grad, x, h, weight_ih, weight_hh, out, nonlinearity, _precision(), grads
                 ):
                     launch.run()
@@ -107,21 +108,10 @@ class TritonBackend(RecurrenceBackend):
     def recurrence_forward(
         self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, walk: Walk
     ) -> tuple[Tensor, Tensor]:
-        from ..kernels import plan
-
         with _on(pre):
             if _fits(pre):
-                h_n = torch.empty_like(h0)
-                plan.sequence_forward(
-                    pre, h0, weight_hh, pre, h_n, nonlinearity, _precision(), walk
-                ).run()
-                return pre, h_n
-            state, new_state = h0.clone(), torch.empty_like(h0)
-            launch = plan.stepwise_forward(pre, state, weight_hh, pre, new_state, nonlinearity, _precision())
-            for first, count in _steps(walk, walk.reverse):
-                launch.run(state=state, new_state=new_state, first=first, count=count)
-                state, new_state = new_state, state
-            return pre, state
+                return self._resident_forward(pre, h0, weight_hh, nonlinearity, walk)
+            return self._stepwise_forward(pre, h0, weight_hh, nonlinearity, walk)
 
     def recurrence_backward(
         self,
@@ -132,25 +122,75 @@ class TritonBackend(RecurrenceBackend):
         nonlinearity: str,
         walk: Walk,
     ) -> tuple[Tensor, Tensor]:
-        from ..kernels import plan
-
-        dpre = torch.empty_like(out)
         with _on(out):
             if _fits(out):
-                dh0 = out.new_empty(walk.batch, out.shape[1])
-                plan.sequence_backward(
-                    grad_out, grad_hn, out, weight_hh, dpre, dh0, nonlinearity, _precision(), walk
-                ).run()
-                return dpre, dh0
-            last = out.new_zeros(walk.batch, out.shape[1])
-            new_last = torch.empty_like(last)
-            launch = plan.stepwise_backward(
-                grad_out, grad_hn, out, last, weight_hh, dpre, new_last, nonlinearity, _precision()
-            )
-            before = 0
-            for first, count in _steps(walk, not walk.reverse):
-                launch.run(last=last, new_last=new_last, first=first, count=count, before=before)
-                last, new_last, before = new_last, last, max(before, count)
+                return self._resident_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, walk)
+            return self._stepwise_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, walk)
+
+    def _resident_forward(
+        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, walk: Walk
+    ) -> tuple[Tensor, Tensor]:
+        from ..kernels import sequence
+
+        hidden = pre.shape[1]
+        out, h0, weight_hh = _wide(pre), _wide(h0), _wide(weight_hh, both=True)
+        h_n = torch.empty_like(h0)
+        sequence.sequence_forward(out, h0, weight_hh, out, h_n, nonlinearity, _precision(), walk).run()
+        return _narrow(out, hidden), _narrow(h_n, hidden)
+
+    def _resident_backward(
+        self,
+        grad_out: Optional[Tensor],
+        grad_hn: Optional[Tensor],
+        out: Tensor,
+        weight_hh: Tensor,
+        nonlinearity: str,
+        walk: Walk,
+    ) -> tuple[Tensor, Tensor]:
+        from ..kernels import sequence
+
+        hidden = out.shape[1]
+        out, weight_hh = _wide(out), _wide(weight_hh, both=True)
+        grad_out = None if grad_out is None else _wide(grad_out)
+        grad_hn = None if grad_hn is None else _wide(grad_hn)
+        dpre, dh0 = torch.empty_like(out), out.new_empty(walk.batch, out.shape[1])
+        sequence.sequence_backward(
+            grad_out, grad_hn, out, weight_hh, dpre, dh0, nonlinearity, _precision(), walk
+        ).run()
+        return _narrow(dpre, hidden), _narrow(dh0, hidden)
+
+    def _stepwise_forward(
+        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, walk: Walk
+    ) -> tuple[Tensor, Tensor]:
+        from ..kernels import stepwise
+
+        state, new_state = h0.clone(), torch.empty_like(h0)
+        launch = stepwise.stepwise_forward(pre, state, weight_hh, pre, new_state, nonlinearity, _precision())
+        for first, count in _steps(walk, walk.reverse):
+            launch.run(state=state, new_state=new_state, first=first, count=count)
+            state, new_state = new_state, state
+        return pre, state
+
+    def _stepwise_backward(
+        self,
+        grad_out: Optional[Tensor],
+        grad_hn: Optional[Tensor],
+        out: Tensor,
+        weight_hh: Tensor,
+        nonlinearity: str,
+        walk: Walk,
+    ) -> tuple[Tensor, Tensor]:
+        from ..kernels import stepwise
+
+        dpre, last = torch.empty_like(out), out.new_zeros(walk.batch, out.shape[1])
+        new_last = torch.empty_like(last)
+        launch = stepwise.stepwise_backward(
+            grad_out, grad_hn, out, last, weight_hh, dpre, new_last, nonlinearity, _precision()
+        )
+        before = 0
+        for first, count in _steps(walk, not walk.reverse):
+            launch.run(last=last, new_last=new_last, first=first, count=count, before=before)
+            last, new_last, before = new_last, last, max(before, count)
         with torch.no_grad(), products_as_cudnn():
             return dpre, last @ weight_hh
 
@@ -169,10 +209,20 @@ def _fits(rows: Tensor) -> bool:
     return found is not None and (INTERPRETED or found[1].shared <= _shared_memory(rows.device))
 
 
+def _wide(tensor: Tensor, both: bool = False) -> Tensor:
+    """Rows (and columns) padded with zeros to a multiple of 16 elements, where they are not one already."""
+    missing = -tensor.shape[-1] % 16
+    return pad(tensor, (0, missing, 0, missing) if both else (0, missing)) if missing else tensor
+
+
+def _narrow(tensor: Tensor, hidden: int) -> Tensor:
+    return tensor[:, :hidden].contiguous()
+
+
 @lru_cache
 def _shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one program may have."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
 
 
 def _steps(walk: Walk, descending: bool) -> list[tuple[int, int]]:

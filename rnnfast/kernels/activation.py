@@ -8,6 +8,7 @@
 Derivatives need only the output h: tanh' = 1 - h^2, relu' = [h > 0].
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -54,3 +55,11 @@ def activation_backward(grad, h, ACTIVATION: tl.constexpr):
         return tl.where(h <= 0.0, 0.0, grad)
     else:
         return grad * (1.0 - h * h)
+
+
+def form_of(nonlinearity: str, dtype: torch.dtype) -> str:
+    """The form of the activation that is exact enough for outputs of `dtype`."""
+    if nonlinearity == "relu" or dtype is torch.float32:
+        return nonlinearity
+    # The instruction is NVIDIA's.
+    return "tanh_approx" if dtype is torch.bfloat16 and torch.version.hip is None else "tanh_exp"

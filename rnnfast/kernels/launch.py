@@ -11,6 +11,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .table import Tiles
+
 _TYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
@@ -29,10 +31,18 @@ class Launch:
     constants: dict[str, Any]
     warps: int
     stages: int
+    alone: bool = False  # one program a multiprocessor: it may have all registers
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.name = self.kernel.__name__.removesuffix("_kernel")
+
+    def options(self) -> dict[str, Any]:
+        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        if self.alone and torch.version.hip is None:
+            # Else the assembler for sm_120 spills a little to fit more programs, which would bring nothing here.
+            options["maxnreg"] = min(255, 65536 // (32 * self.warps))
+        return options
 
     def run(self, **changed: Any) -> None:
         """Launches on the current stream; `changed` replaces some of the arguments.
@@ -45,9 +55,7 @@ class Launch:
             self.kernel[self.grid](
                 **arguments,
                 **self.constants,
-                num_warps=self.warps,
-                num_stages=self.stages,
-                enable_fp_fusion=True,
+                **self.options(),
             )
         except RuntimeError as error:
             sizes = ", ".join(f"{k}={v}" for k, v in arguments.items() if isinstance(v, int))
@@ -67,7 +75,7 @@ class Launch:
                 signature[name], constants[(position,)] = "constexpr", self.constants[name]
                 continue
             value = self.arguments[name]
-            if value is None or (value == 1 and isinstance(value, int) and name not in varying):
+            if value is None or (isinstance(value, int) and value == 1 and name not in varying):
                 signature[name], constants[(position,)] = "constexpr", value
                 continue
             if isinstance(value, Tensor):
@@ -79,5 +87,22 @@ class Launch:
             if aligned and divisible:
                 attributes[(position,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constants, attributes)
-        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
-        return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+        return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=self.options())
+
+
+def cover(length: int, tile: int) -> int:
+    """How many tiles cover a length."""
+    return -(-length // tile)
+
+
+def tile_constants(tiles: Tiles) -> dict[str, int]:
+    return {"BLOCK_M": tiles.m, "BLOCK_N": tiles.n, "BLOCK_K": tiles.k}
+
+
+def strides(**matrices: Tensor) -> dict[str, int]:
+    """The arguments NAME_row and NAME_col for each matrix."""
+    return {
+        f"{name}_{axis}": matrix.stride(i)
+        for name, matrix in matrices.items()
+        for i, axis in enumerate(("row", "col"))
+    }

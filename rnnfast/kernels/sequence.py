@@ -4,23 +4,54 @@
     backward   dpre_t = (dout_t + carry_t) act'(h_t);  carry_{t-1} = dpre_t W_hh
 
 Ownership: a program owns its sequences for all time, so programs never talk to each other and no grid-wide
-barrier exists. W_hh is loaded once; the compiler keeps it in shared memory and feeds the product from there in
-every step. h (backward: the carry) stays in registers, going through shared memory only to become the left
-operand of the product. What a step needs from memory, pre (backward: dout and h), does not depend on the step
-before, so it is loaded one step ahead, and where it lies, for packed rows, two steps ahead.
+barrier exists. W_hh is loaded once and stays in registers (`KEEP`), each warp holding the columns whose units
+it computes. h (backward: dpre) goes through shared memory once a step, to reach all warps as the left operand
+of the product. What a step needs from memory, pre (backward: dout and h), does not depend on the step before,
+so it is loaded one step ahead, and where it lies, for packed rows, two steps ahead.
 
 H is padded to BLOCK_H, a power of two: padded columns of W_hh and pre are zero, and so are act(0) and its
-gradient. Packed rows: a step with n rows changes the first n sequences of the state and leaves the others
-alone; so rows that have ended keep their last state, and rows that have not begun (reverse) keep h0.
+gradient. The caller pads odd H to a multiple of 16, so that rows can be loaded 16 bytes at a time; loaded one
+by one, registers would spill. Packed rows: a step with n rows changes the first n sequences of the state and
+leaves the others alone; so rows that have ended keep their last state, and rows that have not begun (reverse)
+keep h0.
 
-Floor per step: the product's operands from shared memory, BLOCK_H^2 elements at 128 bytes a cycle, plus the
-latency of the chain product -> activation -> shared memory -> product. `python -m rnnfast.inspect` prints it.
+Floor per step: the matrix instructions, BLOCK_H^2 / 128 of them in 16 bits, on four units, or h read by every
+warp from shared memory at 128 bytes a cycle, whichever is longer; plus the latency of the chain product ->
+activation -> shared memory -> product and of its barriers, six (backward: eight), which the compiler places:
+a pair for h, and a pair for each of pre and out (backward: dout, h, dpre) to change between the layouts of
+memory and of the product. `python -m rnnfast.inspect triton.sequence_forward` prints it.
 """
 
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .activation import activate, activation_backward
+from ..backends.recurrence import Walk
+from . import table
+from .activation import activate, activation_backward, form_of
+from .launch import Launch, cover
+
+
+@triton.jit
+def _resident(w_hh, row, col, H, KEEP: tl.constexpr):
+    """The operand of the product in all steps, to be kept in registers or in shared memory.
+
+    By itself Triton (3.6 to 3.9) reads it from shared memory again in every step. Two things bring it to read
+    it only once. It sinks the read into the loop if that is its only use: so the walks below are rotated to
+    have one product outside the loop as well. And it takes the result of a load to live in shared memory: so
+    the operand is the result of a select, which does the masking of the load. Effect at H = 256 in bfloat16,
+    compiled for sm_90: 34 shared loads a step and warp become 18, the model's floor 1.50 us becomes 0.92.
+    """
+    inside = (row < H) & (col < H)
+    if KEEP:
+        return tl.where(inside, tl.load(w_hh + row * H + col, mask=inside), 0.0)
+    else:
+        return tl.load(w_hh + row * H + col, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -31,10 +62,10 @@ def _rows_of(i, offsets, T, B, PACKED: tl.constexpr, DESCENDING: tl.constexpr):
         t = T - 1 - t
     if PACKED:
         first = tl.load(offsets + t)
-        count = tl.load(offsets + t + 1) - first
+        count = (tl.load(offsets + t + 1) - first).to(tl.int32)
     else:
         first = tl.cast(t, tl.int64) * B
-        count = tl.cast(B, tl.int64)
+        count = B
     return first, tl.where(i < T, count, 0)
 
 
@@ -48,39 +79,44 @@ def sequence_forward_kernel(
     offsets,  # [T + 1] int64, or None where dense
     T,
     B,
-    H,
+    H,  # a multiple of 16
     PACKED: tl.constexpr,
     REVERSE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    KEEP: tl.constexpr,  # W_hh in registers, else in shared memory
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     j = tl.arange(0, BLOCK_H)
     unit = (j < H)[None, :]
-    at = b[:, None] * H + j[None, :]  # of a sequence's row among the rows of a step
+    # Of an element from its program's first row in a step: 32 bits, as 64 would take many registers.
+    at = tl.arange(0, BLOCK_B)[:, None] * H + j[None, :]
+    start = tl.program_id(0).to(tl.int64) * BLOCK_B * H
 
-    w = tl.load(w_hh + j[None, :] * H + j[:, None], mask=unit & (j < H)[:, None], other=0.0)  # W_hh^T
-    h = tl.load(h0 + at, mask=(b < B)[:, None] & unit, other=0.0)
+    w = _resident(w_hh, j[None, :], j[:, None], H, KEEP)  # W_hh^T
+    h = tl.load(h0 + start + at, mask=(b < B)[:, None] & unit, other=0.0)
     first, count = _rows_of(0, offsets, T, B, PACKED, REVERSE)
-    ahead = tl.load(pre + first * H + at, mask=(b < count)[:, None] & unit, other=0.0)
+    ahead = tl.load(pre + (first * H + start) + at, mask=(b < count)[:, None] & unit, other=0.0)
     next_first, next_count = _rows_of(1, offsets, T, B, PACKED, REVERSE)
+    if KEEP:
+        product = tl.dot(h, w, input_precision=PRECISION)
     for i in range(T):
-        acc = ahead.to(tl.float32)
-        here = out + first * H + at
+        if not KEEP:
+            product = tl.dot(h, w, input_precision=PRECISION)
+        acc = product + ahead.to(tl.float32)
+        here = out + (first * H + start) + at
         active = (b < count)[:, None]
         first, count = next_first, next_count
         next_first, next_count = _rows_of(i + 2, offsets, T, B, PACKED, REVERSE)
-        ahead = tl.load(pre + first * H + at, mask=(b < count)[:, None] & unit, other=0.0)
-        acc = tl.dot(h, w, acc, input_precision=PRECISION)
+        ahead = tl.load(pre + (first * H + start) + at, mask=(b < count)[:, None] & unit, other=0.0)
         new = activate(acc, ACTIVATION).to(h.dtype)
-        if PACKED:
-            h = tl.where(active, new, h)
-        else:
-            h = new
+        h = tl.where(active, new, h)
+        if KEEP:
+            product = tl.dot(h, w, input_precision=PRECISION)
         tl.store(here, new, mask=active & unit)
-    tl.store(h_n + at, h, mask=(b < B)[:, None] & unit)
+    tl.store(h_n + start + at, h, mask=(b < B)[:, None] & unit)
 
 
 @triton.jit
@@ -94,50 +130,141 @@ def sequence_backward_kernel(
     offsets,  # [T + 1] int64, or None where dense
     T,
     B,
-    H,
+    H,  # a multiple of 16
     PACKED: tl.constexpr,
     REVERSE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    KEEP: tl.constexpr,  # W_hh in registers, else in shared memory
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     j = tl.arange(0, BLOCK_H)
     unit = (j < H)[None, :]
-    at = b[:, None] * H + j[None, :]
+    at = tl.arange(0, BLOCK_B)[:, None] * H + j[None, :]
+    start = tl.program_id(0).to(tl.int64) * BLOCK_B * H
     everyone = (b < B)[:, None] & unit
     dtype = dpre.dtype.element_ty
 
-    w = tl.load(w_hh + j[:, None] * H + j[None, :], mask=unit & (j < H)[:, None], other=0.0)
+    w = _resident(w_hh, j[:, None], j[None, :], H, KEEP)
     carry = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     if dh_n is not None:
-        carry += tl.load(dh_n + at, mask=everyone, other=0.0).to(tl.float32)
+        carry += tl.load(dh_n + start + at, mask=everyone, other=0.0).to(tl.float32)
     first, count = _rows_of(0, offsets, T, B, PACKED, not REVERSE)
     mask = (b < count)[:, None] & unit
-    h_ahead = tl.load(out + first * H + at, mask=mask, other=0.0)
+    h_ahead = tl.load(out + (first * H + start) + at, mask=mask, other=0.0)
     d_ahead = h_ahead
     if dout is not None:
-        d_ahead = tl.load(dout + first * H + at, mask=mask, other=0.0)
+        d_ahead = tl.load(dout + (first * H + start) + at, mask=mask, other=0.0)
     next_first, next_count = _rows_of(1, offsets, T, B, PACKED, not REVERSE)
+    d = tl.zeros((BLOCK_B, BLOCK_H), dtype)
+    active = (b < 0)[:, None]
     for i in range(T):
+        if KEEP:
+            carry = tl.where(active, tl.dot(d, w, input_precision=PRECISION), carry)
         h = h_ahead.to(tl.float32)
         g = carry
         if dout is not None:
             g += d_ahead.to(tl.float32)
-        here = dpre + first * H + at
+        here = dpre + (first * H + start) + at
         active = (b < count)[:, None]
         first, count = next_first, next_count
         next_first, next_count = _rows_of(i + 2, offsets, T, B, PACKED, not REVERSE)
         mask = (b < count)[:, None] & unit
-        h_ahead = tl.load(out + first * H + at, mask=mask, other=0.0)
+        h_ahead = tl.load(out + (first * H + start) + at, mask=mask, other=0.0)
         if dout is not None:
-            d_ahead = tl.load(dout + first * H + at, mask=mask, other=0.0)
+            d_ahead = tl.load(dout + (first * H + start) + at, mask=mask, other=0.0)
         d = activation_backward(g, h, ACTIVATION).to(dtype)
         tl.store(here, d, mask=active & unit)
-        back = tl.dot(d, w, input_precision=PRECISION)
-        if PACKED:
-            carry = tl.where(active, back, carry)
-        else:
-            carry = back
-    tl.store(dh0 + at, carry.to(dh0.dtype.element_ty), mask=everyone)
+        if not KEEP:
+            carry = tl.where(active, tl.dot(d, w, input_precision=PRECISION), carry)
+    if KEEP:
+        carry = tl.where(active, tl.dot(d, w, input_precision=PRECISION), carry)
+    tl.store(dh0 + start + at, carry.to(dh0.dtype.element_ty), mask=everyone)
+
+
+def sequence_forward(
+    pre: Tensor,  # [R, H]
+    h0: Tensor,  # [B, H]
+    weight_hh: Tensor,  # [H, H]
+    out: Tensor,  # [R, H]
+    h_n: Tensor,  # [B, H]
+    nonlinearity: str,
+    precision: str,
+    walk: Walk,
+) -> Launch:
+    block, row = _row(pre.dtype, precision, pre.shape[1])
+    return Launch(
+        sequence_forward_kernel,
+        (cover(walk.batch, row.rows),),
+        {
+            "pre": pre,
+            "h0": h0,
+            "w_hh": weight_hh,
+            "out": out,
+            "h_n": h_n,
+            "offsets": walk.offsets,
+            "T": walk.steps,
+            "B": walk.batch,
+            "H": pre.shape[1],
+        },
+        _constants(walk, form_of(nonlinearity, pre.dtype), precision, block, row),
+        row.warps,
+        stages=1,
+        alone=True,
+    )
+
+
+def sequence_backward(
+    grad_out: Optional[Tensor],  # [R, H]
+    grad_hn: Optional[Tensor],  # [B, H]
+    out: Tensor,  # [R, H]
+    weight_hh: Tensor,  # [H, H]
+    dpre: Tensor,  # [R, H]
+    dh0: Tensor,  # [B, H]
+    nonlinearity: str,
+    precision: str,
+    walk: Walk,
+) -> Launch:
+    block, row = _row(out.dtype, precision, out.shape[1])
+    return Launch(
+        sequence_backward_kernel,
+        (cover(walk.batch, row.rows),),
+        {
+            "dout": grad_out,
+            "dh_n": grad_hn,
+            "out": out,
+            "w_hh": weight_hh,
+            "dpre": dpre,
+            "dh0": dh0,
+            "offsets": walk.offsets,
+            "T": walk.steps,
+            "B": walk.batch,
+            "H": out.shape[1],
+        },
+        _constants(walk, nonlinearity, precision, block, row),
+        row.warps,
+        stages=1,
+        alone=True,
+    )
+
+
+def _row(dtype: torch.dtype, precision: str, hidden: int) -> tuple[int, table.Resident]:
+    found = table.resident(dtype, precision, hidden)
+    assert found is not None, "the caller checks that the layer fits"
+    return found
+
+
+def _constants(
+    walk: Walk, activation: str, precision: str, block: int, row: table.Resident
+) -> dict[str, Any]:
+    return {
+        "PACKED": walk.offsets is not None,
+        "REVERSE": walk.reverse,
+        "ACTIVATION": activation,
+        "PRECISION": precision,
+        "KEEP": row.keep,
+        "BLOCK_B": row.rows,
+        "BLOCK_H": block,
+    }

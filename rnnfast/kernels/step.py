@@ -1,7 +1,8 @@
 """One step of the recurrence, fused, and its backward.
 
     forward    out = act([x, h] [W_ih, W_hh]^T + b_ih + b_hh)
-    backward   dpre = grad act'(out);  [dx, dh] = dpre [W_ih, W_hh];  [dW_ih, dW_hh] = dpre^T [x, h];  db = sum dpre
+    backward   dpre = grad act'(out);  db = sum dpre
+               [dx, dh] = dpre [W_ih, W_hh];  [dW_ih, dW_hh] = dpre^T [x, h]
 
 Forward: one program per tile [BLOCK_M rows, BLOCK_N units]; one accumulator runs over K = I + H, first over x
 and W_ih, then over h and W_hh, so that the concatenation exists only as the order of two loops. Bias and
@@ -14,10 +15,18 @@ tiles, each the sum over all B rows in one program: no atomics, so the same bits
 Memory floor of a step: it reads both weights once, (I + H) H elements, at small B nearly all of its bytes.
 """
 
+from __future__ import annotations
+
+from typing import Optional
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .activation import activate, activation_backward
+from ..backends.base import Grads
+from . import table
+from .activation import activate, activation_backward, form_of
+from .launch import Launch, cover, strides, tile_constants
 from .product import multiply
 
 
@@ -143,7 +152,7 @@ def step_backward_weight_kernel(
                            BLOCK_K, PRECISION, ACTIVATION)  # fmt: skip
             mask = (m < H)[:, None] & (n < H)[None, :]
             tl.store(dw_hh + m[:, None] * H + n[None, :], acc.to(dw_hh.dtype.element_ty), mask=mask)
-    if db is not None:
+    if db is not None:  # noqa: SIM102 (decided when compiling, unlike the tile)
         if tile == 0:
             k = tl.arange(0, BLOCK_K).to(tl.int64)
             total = tl.zeros((BLOCK_M,), tl.float32)
@@ -154,3 +163,143 @@ def step_backward_weight_kernel(
                 y = tl.load(out + at, mask=mask, other=0.0).to(tl.float32)
                 total += tl.sum(activation_backward(g, y, ACTIVATION), axis=1)
             tl.store(db + m, total.to(db.dtype.element_ty), mask=m < H)
+
+
+def step_forward(
+    x: Tensor,  # [B, I], any strides
+    h: Tensor,  # [B, H], any strides
+    weight_ih: Tensor,  # [H, I], any strides
+    weight_hh: Tensor,  # [H, H], any strides
+    bias_ih: Optional[Tensor],  # [H]
+    bias_hh: Optional[Tensor],  # [H]
+    out: Tensor,  # [B, H]
+    nonlinearity: str,
+    precision: str,
+) -> Launch:
+    (batch, inputs), hidden = x.shape, h.shape[1]
+    tiles = table.STEP[x.dtype.itemsize]
+    return Launch(
+        step_forward_kernel,
+        (cover(batch, tiles.m), cover(hidden, tiles.n)),
+        {
+            "x": x,
+            "h": h,
+            "w_ih": weight_ih,
+            "w_hh": weight_hh,
+            "b_ih": bias_ih,
+            "b_hh": bias_hh,
+            "out": out,
+            **strides(x=x, h=h, w_ih=weight_ih, w_hh=weight_hh),
+            "B": batch,
+            "I": inputs,
+            "H": hidden,
+        },
+        {
+            "ACTIVATION": form_of(nonlinearity, x.dtype),
+            "PRECISION": precision,
+            **tile_constants(tiles),
+        },
+        tiles.warps,
+        tiles.stages,
+    )
+
+
+def step_backward_input(
+    grad: Tensor,  # [B, H]
+    out: Tensor,  # [B, H]
+    weight_ih: Tensor,  # [H, I], any strides
+    weight_hh: Tensor,  # [H, H], any strides
+    dx: Optional[Tensor],  # [B, I]
+    dh: Optional[Tensor],  # [B, H]
+    nonlinearity: str,
+    precision: str,
+) -> Launch:
+    (batch, hidden), inputs = grad.shape, weight_ih.shape[1]
+    tiles = table.STEP[grad.dtype.itemsize]
+    x_tiles = cover(inputs, tiles.n) if dx is not None else 0
+    return Launch(
+        step_backward_input_kernel,
+        (cover(batch, tiles.m), x_tiles + (cover(hidden, tiles.n) if dh is not None else 0)),
+        {
+            "grad": grad,
+            "out": out,
+            "w_ih": weight_ih,
+            "w_hh": weight_hh,
+            "dx": dx,
+            "dh": dh,
+            **strides(w_ih=weight_ih, w_hh=weight_hh),
+            "B": batch,
+            "I": inputs,
+            "H": hidden,
+            "X_TILES": x_tiles,
+        },
+        {"ACTIVATION": nonlinearity, "PRECISION": precision, **tile_constants(tiles)},
+        tiles.warps,
+        tiles.stages,
+    )
+
+
+def step_backward_weight(
+    grad: Tensor,  # [B, H]
+    out: Tensor,  # [B, H]
+    x: Tensor,  # [B, I], any strides
+    h: Tensor,  # [B, H], any strides
+    dw_ih: Optional[Tensor],  # [H, I]
+    dw_hh: Optional[Tensor],  # [H, H]
+    db: Optional[Tensor],  # [H]
+    nonlinearity: str,
+    precision: str,
+) -> Launch:
+    (batch, hidden), inputs = grad.shape, x.shape[1]
+    tiles = table.WEIGHTS[grad.dtype.itemsize]
+    x_tiles = cover(inputs, tiles.n) if dw_ih is not None else 0
+    columns = x_tiles + (cover(hidden, tiles.n) if dw_hh is not None else 0)
+    return Launch(
+        step_backward_weight_kernel,
+        (cover(hidden, tiles.m), max(1, columns)),
+        {
+            "grad": grad,
+            "out": out,
+            "x": x,
+            "h": h,
+            "dw_ih": dw_ih,
+            "dw_hh": dw_hh,
+            "db": db,
+            **strides(x=x, h=h),
+            "B": batch,
+            "I": inputs,
+            "H": hidden,
+            "X_TILES": x_tiles,
+        },
+        {"ACTIVATION": nonlinearity, "PRECISION": precision, **tile_constants(tiles)},
+        tiles.warps,
+        tiles.stages,
+    )
+
+
+def step_backward(
+    grad: Tensor,  # [B, H]
+    x: Tensor,  # [B, I], any strides
+    h: Tensor,  # [B, H], any strides
+    weight_ih: Tensor,  # [H, I], any strides
+    weight_hh: Tensor,  # [H, H], any strides
+    out: Tensor,  # [B, H]
+    nonlinearity: str,
+    precision: str,
+    results: Grads,  # new tensors, None for gradients that are not needed
+) -> list[Launch]:
+    """One launch or two, as the gradients asked for require."""
+    launches = []
+    if results.x is not None or results.h0 is not None:
+        launches.append(
+            step_backward_input(
+                grad, out, weight_ih, weight_hh, results.x, results.h0, nonlinearity, precision
+            )
+        )
+    if any(result is not None for result in results[2:]):
+        launches.append(
+            step_backward_weight(
+                grad, out, x, h, results.weight_ih, results.weight_hh, results.bias, nonlinearity, precision
+            )
+        )
+    return launches

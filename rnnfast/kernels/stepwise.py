@@ -12,10 +12,17 @@ then, the gradient of its final state comes in (rows `before` <= b < count, `bef
 step taken just before). After the walk `last W_hh` is dh0.
 """
 
+from __future__ import annotations
+
+from typing import Optional
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .activation import activate, activation_backward
+from . import table
+from .activation import activate, activation_backward, form_of
+from .launch import Launch, cover, tile_constants
 from .product import multiply
 
 VARYING = ["first", "count", "before"]  # different in every launch: no kernel of its own for each value
@@ -91,3 +98,76 @@ def stepwise_backward_kernel(
     d = activation_backward(g, h, ACTIVATION).to(old.dtype)
     tl.store(dpre + row + at, d, mask=active)
     tl.store(new_last + at, tl.where(active, d, old), mask=everyone)
+
+
+def stepwise_forward(
+    pre: Tensor,  # [R, H]
+    state: Tensor,  # [B, H]
+    weight_hh: Tensor,  # [H, H]
+    out: Tensor,  # [R, H]
+    new_state: Tensor,  # [B, H]
+    nonlinearity: str,
+    precision: str,
+) -> Launch:
+    """The launch of any one step; `first`, `count` and the two buffers are given to each run."""
+    batch, hidden = state.shape
+    tiles = table.STEP[pre.dtype.itemsize]
+    return Launch(
+        stepwise_forward_kernel,
+        (cover(batch, tiles.m), cover(hidden, tiles.n)),
+        {
+            "pre": pre,
+            "state": state,
+            "w_hh": weight_hh,
+            "out": out,
+            "new_state": new_state,
+            "first": 0,
+            "count": batch,
+            "B": batch,
+            "H": hidden,
+        },
+        {
+            "ACTIVATION": form_of(nonlinearity, pre.dtype),
+            "PRECISION": precision,
+            **tile_constants(tiles),
+        },
+        tiles.warps,
+        tiles.stages,
+    )
+
+
+def stepwise_backward(
+    grad_out: Optional[Tensor],  # [R, H]
+    grad_hn: Optional[Tensor],  # [B, H]
+    out: Tensor,  # [R, H]
+    last: Tensor,  # [B, H]
+    weight_hh: Tensor,  # [H, H]
+    dpre: Tensor,  # [R, H]
+    new_last: Tensor,  # [B, H]
+    nonlinearity: str,
+    precision: str,
+) -> Launch:
+    """The launch of any one step; `first`, `count`, `before` and the two buffers are given to each run."""
+    batch, hidden = last.shape
+    tiles = table.STEP[out.dtype.itemsize]
+    return Launch(
+        stepwise_backward_kernel,
+        (cover(batch, tiles.m), cover(hidden, tiles.n)),
+        {
+            "dout": grad_out,
+            "dh_n": grad_hn,
+            "out": out,
+            "last": last,
+            "w_hh": weight_hh,
+            "dpre": dpre,
+            "new_last": new_last,
+            "first": 0,
+            "count": batch,
+            "before": 0,
+            "B": batch,
+            "H": hidden,
+        },
+        {"ACTIVATION": nonlinearity, "PRECISION": precision, **tile_constants(tiles)},
+        tiles.warps,
+        tiles.stages,
+    )

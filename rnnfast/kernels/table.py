@@ -12,8 +12,8 @@ from typing import Optional
 
 import torch
 
-# Of a product of float32: "tf32" where torch lets cuDNN's RNNs use it, else three TF32 products that give back
-# what the rounding of the operands lost. True float32 ("ieee") spills at H = 128: see CONTRIBUTING.
+# Of a product of float32: "tf32" where torch lets cuDNN's RNNs use it, else three TF32 products that give
+# back what the rounding of the operands lost. True float32 ("ieee") has no matrix instruction, and spills.
 TF32, EXACT = "tf32", "tf32x3"
 
 
@@ -22,9 +22,9 @@ class Resident:
     """One program for a tile of sequences, W_hh in shared memory."""
 
     rows: int  # BLOCK_B
-    forward_warps: int
-    backward_warps: int
-    shared: int  # bytes of shared memory, the larger of both kernels
+    warps: int
+    keep: bool  # whether the registers have room for W_hh, else it is read from shared memory in every step
+    shared: int  # bytes of shared memory, the most that either kernel takes
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,22 @@ class Tiles:
 
 # By (bytes of an element, precision, BLOCK_H); H is padded up to the next BLOCK_H.
 RESIDENT = {
-    (2, TF32, 16): Resident(16, 1, 1, 0),
-    (2, TF32, 32): Resident(16, 2, 2, 0),
-    (2, TF32, 64): Resident(16, 4, 4, 0),
-    (2, TF32, 128): Resident(16, 4, 4, 0),
-    (2, TF32, 256): Resident(16, 8, 8, 0),
-    (4, TF32, 16): Resident(16, 1, 1, 0),
-    (4, TF32, 32): Resident(16, 2, 2, 0),
-    (4, TF32, 64): Resident(16, 4, 4, 0),
-    (4, TF32, 128): Resident(16, 8, 8, 0),
-    (4, EXACT, 16): Resident(16, 1, 1, 0),
-    (4, EXACT, 32): Resident(16, 2, 2, 0),
-    (4, EXACT, 64): Resident(16, 4, 4, 0),
-    (4, EXACT, 128): Resident(16, 8, 8, 0),
+    (2, TF32, 16): Resident(16, 1, True, 0),
+    (2, TF32, 32): Resident(16, 2, True, 0),
+    (2, TF32, 64): Resident(16, 4, True, 0),
+    (2, TF32, 128): Resident(16, 8, True, 0),
+    (2, TF32, 256): Resident(16, 16, True, 0),
+    (4, TF32, 16): Resident(16, 1, True, 0),
+    (4, TF32, 32): Resident(16, 2, True, 0),
+    (4, TF32, 64): Resident(16, 4, True, 0),
+    (4, TF32, 128): Resident(16, 8, True, 0),
+    (4, EXACT, 16): Resident(16, 1, True, 0),
+    (4, EXACT, 32): Resident(16, 2, True, 0),
+    (4, EXACT, 64): Resident(16, 4, True, 0),
+    (4, EXACT, 128): Resident(16, 8, False, 0),
 }
 
-# By bytes of an element. Narrow tiles: a step has little work, and more programs share the reading of the weights.
+# By bytes of an element. Narrow tiles: a step has little work, and more programs share reading the weights.
 STEP = {
     2: Tiles(16, 32, 128, 4, 3),
     4: Tiles(16, 32, 64, 4, 3),

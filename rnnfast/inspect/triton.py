@@ -1,0 +1,187 @@
+"""The Triton kernels, compiled as a launch of them would be."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from ..backends.recurrence import Walk
+from . import floor, sass
+from .report import Options, Report
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BATCH, STEPS, INPUTS = 64, 512, 128
+
+_KERNELS: dict[str, tuple[str, Callable[..., Any]]] = {}
+
+
+def unavailable() -> Optional[str]:
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "TRITON_INTERPRET=1 is set, and interpreted kernels are not compiled"
+    return None
+
+
+def kernels() -> dict[str, str]:
+    return {name: line for name, (line, _) in _KERNELS.items()}
+
+
+def inspect(name: str, options: Options) -> Report:
+    launch = plan_launch(name, options)
+    known = architectures()
+    if options.arch not in known:
+        raise ValueError(
+            f"Triton knows no architecture {options.arch}; it knows {', '.join(map(str, known))}"
+        )
+    compiled = launch.compile(options.arch)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        (taken,) = sass.resources(file.name).values()
+        (listing,) = sass.listings(file.name).values()
+    code = sass.analyse(listing)
+    resident = name.startswith("sequence")
+    return Report(
+        kernel=f"triton.{name}",
+        target=f"sm_{options.arch}",
+        facts={
+            "element type": f"{options.dtype}, products {launch.constants['PRECISION']}",
+            "hidden size": str(options.hidden),
+            "tile": ", ".join(f"{k} {v}" for k, v in launch.constants.items() if k.startswith("BLOCK")),
+            "warps": str(launch.warps),
+            "registers": f"{taken.registers} a thread",
+            "shared memory": f"{compiled.metadata.shared} bytes",
+            "spills": f"{taken.local} bytes of local memory, {taken.stack} bytes of stack a thread",
+        },
+        loop=code.loop,
+        loop_is="one step" if resident else f"{launch.constants['BLOCK_K']} elements of a sum",
+        floor=floor.of_step(code.opcodes, launch.warps, launch.constants["ACTIVATION"]) if resident else None,
+        spilled=taken.local + taken.stack,
+        listings={
+            "sass": listing,
+            **{k: v for k, v in compiled.asm.items() if k in ("ttir", "ttgir", "llir", "ptx")},
+        },
+    )
+
+
+def architectures() -> list[int]:
+    """The architectures that the assemblers of the installed Triton know."""
+    names: set[str] = set()
+    for assembler in ("ptxas", "ptxas-blackwell"):
+        if sass.tool(assembler):
+            names.update(re.findall(r"'sm_(\d+)'", sass.run(assembler, "--help")))
+    # Triton has no matrix instructions, which every kernel here is made of, for less.
+    return sorted(int(name) for name in names if int(name) >= 80)
+
+
+def plan_launch(name: str, options: Options) -> Any:
+    """The launch that a layer of this size would make."""
+    if options.dtype not in DTYPES:
+        raise ValueError(f"the Triton kernels have no {options.dtype}, only {', '.join(DTYPES)}")
+    from ..kernels import table
+
+    precision = table.TF32 if options.tf32 or options.dtype != "fp32" else table.EXACT
+    if name.startswith("sequence") and not table.resident(DTYPES[options.dtype], precision, options.hidden):
+        raise ValueError(
+            f"W_hh of {options.hidden} x {options.hidden} {options.dtype} does not fit one multiprocessor;"
+            " such layers run as stepwise_forward and stepwise_backward"
+        )
+    return _KERNELS[name][1](options, precision)
+
+
+def _kernel(line: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        _KERNELS[function.__name__] = (line, function)
+        return function
+
+    return add
+
+
+def _new(options: Options, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=DTYPES[options.dtype], device="meta")
+
+
+def _sizes(options: Options, multiple: int = 1) -> tuple[Tensor, Tensor, Tensor, Walk]:
+    """[R, H], [B, H], [H, H], and a walk over R rows; H rounded up to a multiple."""
+    hidden = -(-options.hidden // multiple) * multiple
+    offsets = torch.empty(STEPS + 1, dtype=torch.int64, device="meta") if options.packed else None
+    return (
+        _new(options, STEPS * BATCH, hidden),
+        _new(options, BATCH, hidden),
+        _new(options, hidden, hidden),
+        Walk(STEPS, BATCH, offsets, None, False),
+    )
+
+
+@_kernel("one step: [x, h] [W_ih, W_hh]^T, bias and activation in one accumulator")
+def step_forward(options: Options, precision: str) -> Any:
+    from ..kernels import step
+
+    _, state, w_hh, _ = _sizes(options)
+    x, w_ih = _new(options, BATCH, INPUTS), _new(options, options.hidden, INPUTS)
+    bias = _new(options, options.hidden)
+    return step.step_forward(x, state, w_ih, w_hh, bias, bias, state, options.nonlinearity, precision)
+
+
+@_kernel("one step backward: dx and dh, from the gradient of the output")
+def step_backward_input(options: Options, precision: str) -> Any:
+    from ..kernels import step
+
+    _, state, w_hh, _ = _sizes(options)
+    x, w_ih = _new(options, BATCH, INPUTS), _new(options, options.hidden, INPUTS)
+    return step.step_backward_input(state, state, w_ih, w_hh, x, state, options.nonlinearity, precision)
+
+
+@_kernel("one step backward: the gradients of the weights and biases")
+def step_backward_weight(options: Options, precision: str) -> Any:
+    from ..kernels import step
+
+    _, state, w_hh, _ = _sizes(options)
+    x, w_ih = _new(options, BATCH, INPUTS), _new(options, options.hidden, INPUTS)
+    return step.step_backward_weight(
+        state, state, x, state, w_ih, w_hh, w_hh[0], options.nonlinearity, precision
+    )
+
+
+@_kernel("the recurrence over all steps, W_hh in shared memory")
+def sequence_forward(options: Options, precision: str) -> Any:
+    from ..kernels import sequence
+
+    rows, state, w_hh, walk = _sizes(options, 16)
+    return sequence.sequence_forward(rows, state, w_hh, rows, state, options.nonlinearity, precision, walk)
+
+
+@_kernel("its backward: from the gradients of the outputs to those before the activations")
+def sequence_backward(options: Options, precision: str) -> Any:
+    from ..kernels import sequence
+
+    rows, state, w_hh, walk = _sizes(options, 16)
+    return sequence.sequence_backward(
+        rows, state, rows, w_hh, rows, state, options.nonlinearity, precision, walk
+    )
+
+
+@_kernel("one step of the recurrence, where W_hh is larger than that")
+def stepwise_forward(options: Options, precision: str) -> Any:
+    from ..kernels import stepwise
+
+    rows, state, w_hh, _ = _sizes(options)
+    return stepwise.stepwise_forward(rows, state, w_hh, rows, state, options.nonlinearity, precision)
+
+
+@_kernel("its backward")
+def stepwise_backward(options: Options, precision: str) -> Any:
+    from ..kernels import stepwise
+
+    rows, state, w_hh, _ = _sizes(options)
+    return stepwise.stepwise_backward(
+        rows, state, rows, state, w_hh, rows, state, options.nonlinearity, precision
+    )
