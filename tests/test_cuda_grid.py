@@ -232,11 +232,14 @@ def test_packed(kind, reverse, lengths, groups):
     Case(kind, lengths[0], 24, lengths, reverse=reverse).check(groups=groups)
 
 
-# Up to 512, 1024 and 2048 are different instantiations.
+# Up to 512, 1024 and 2048 are different instantiations. On 34 multiprocessors the 3 tiles have 2 groups or 3.
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("T, H, B", [(4, 72, 11), (3, 264, 3), (2, 520, 2), (2, 1032, 1)])
-def test_shipped(kind, T, H, B):
-    Case(kind, T, H, [T] * B).check(multiprocessors=128, **SHIPPED)
+@pytest.mark.parametrize(
+    "T, H, B, multiprocessors",
+    [(4, 72, 11, 128), (3, 264, 20, 34), (2, 520, 2, 128), (2, 1032, 1, 128), (2, 2048, 2, 128)],
+)
+def test_shipped(kind, T, H, B, multiprocessors):
+    Case(kind, T, H, [T] * B).check(multiprocessors=multiprocessors, **SHIPPED)
 
 
 @pytest.mark.parametrize("kind", KINDS)

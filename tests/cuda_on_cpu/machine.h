@@ -3,8 +3,8 @@
 // Every CUDA thread of the blocks that are resident is a fiber with its own stack. A fiber runs until it has to wait:
 // at a block or named barrier, at a warp-collective operation whose other lanes haven't arrived, or at a load from
 // memory that other blocks write (load_relaxed, load_acquire), which gives way so that spinning makes sense. The order
-// in which fibers are resumed is fixed by a seed: 0 ascending, 1 descending, else random, anew in every round, with some
-// warps standing still for a while so that others run ahead as far as barriers let them.
+// in which fibers are resumed is fixed by a seed: 0 ascending, 1 descending, else random, anew in every round, with
+// some warps standing still for a while so that others run ahead as far as barriers let them.
 //
 //   independent grids   one block at a time, so that a kernel which waits for another block is found out
 //   cooperative grids   all blocks at once; refused, as by CUDA, beyond one block per multiprocessor
