@@ -30,10 +30,10 @@ needs_nvcc = pytest.mark.skipif(nvcc.find() is None, reason="there is no nvcc")
 BUDGET = {
     r"resident_\w+<MatrixEngine16<\w+, 256, 8>": 248,  # 256 threads, one block a multiprocessor
     r"resident_\w+<MatrixEngine16<\w+, 192, 6>": 224,  # 192 threads
-    r"resident_\w+<MatrixEngineTf32<160, 10>": 192,  # 320 threads
     r"resident_\w+<FmaEngine<192, 2>": 168,  # 384 threads
     r"resident_\w+<FmaEngine<128, 1>": 248,  # 128 threads, two blocks a multiprocessor
-    r"resident_\w+<MatrixEngineTf32<128, 8>": 168,  # 256 threads
+    r"resident_\w+<MatrixEngineTf32<128, 8>": 192,  # 256 threads
+    r"resident_\w+<MatrixEngineTf32<64, 4>": 168,  # 128 threads, two blocks a multiprocessor and more
     r"resident_\w+<": 128,  # at most 256 threads, two blocks a multiprocessor or more
     r"step_\w+<": 168,
     r"grid::recur<.*, 16>": 128,  # 512 threads

@@ -41,8 +41,7 @@ int start_tf32(const Args& args, uintptr_t stream) {
   const int64_t H = args.walk.H;
   if (H <= 32) return start<MatrixEngineTf32<32, 2>>(args, stream);
   if (H <= 64) return start<MatrixEngineTf32<64, 4>>(args, stream);
-  if (H <= 128) return start<MatrixEngineTf32<128, 8>>(args, stream);
-  return start<MatrixEngineTf32<160, 10>>(args, stream);
+  return start<MatrixEngineTf32<128, 8>>(args, stream);
 }
 // One sequence a block while there are multiprocessors for all, else two: the exchange and the barrier then serve both.
 template <class Args>
@@ -81,7 +80,7 @@ int64_t rnnfast_cuda_resident_limit(rnnfast::DType dtype, bool tf32) {
     case rnnfast::DType::kFloat16:
       return 256;
     case rnnfast::DType::kFloat32:
-      return tf32 ? 160 : 192;  // TF32 at 192 takes more registers than 12 warps can have
+      return tf32 ? 128 : 192;  // an mma's operands must lie in the right lanes, which takes more registers beside W
     default:
       return 0;
   }

@@ -39,11 +39,17 @@
 namespace rnnfast {
 namespace cuda {
 
-// How many steps ahead the inputs are loaded; also the number of buffers of the state, so that both are known constants
-// in a loop unrolled by it.
+// Inputs are loaded so many steps before they are put into accumulators. Also the number of buffers of the state, so
+// that all of them are constants in a loop unrolled by it.
 constexpr int kAhead = 2;
 
-// The rows of one thread: a thread owns words of kSlots sequences, word i belonging to slot Engine::slot(i).
+// The rows of one thread at one step: a thread owns words of kSlots sequences.
+template <class Engine>
+struct Place {
+  int64_t at[Engine::kSlots];  // the row's first element
+  bool alive[Engine::kSlots];  // whether there is such a row
+};
+
 template <class Engine>
 struct Tile {
   const Walk& walk;
@@ -68,47 +74,32 @@ struct Tile {
   __device__ __forceinline__ int64_t row(int i) const { return offset(walk, step(i)); }
   __device__ __forceinline__ bool alive(int i, int slot) const { return i < steps && step(i) < length[slot]; }
 
-  // The thread's words of `rows` rows beginning at `row`; zeros where a sequence has no row, or the state no element.
-  using Word = typename Engine::Word;
-  __device__ __forceinline__ void load_step(Word (&words)[Engine::kWords], const void* matrix, int64_t row,
-                                            int i) const {
+  // The thread's rows at the i-th step, whose first row is `row`. That is a load of its own where batches are packed,
+  // so the caller asks for it early.
+  __device__ __forceinline__ Place<Engine> place(int i, int64_t row) const {
+    Place<Engine> place;
 #pragma unroll
-    for (int w = 0; w < Engine::kWords; ++w)
-      words[w] = engine.load(matrix, row + first + engine.sequence(Engine::slot(w)), w, alive(i, Engine::slot(w)));
-  }
-  __device__ __forceinline__ void store_step(const Word (&words)[Engine::kWords], void* matrix, int64_t row,
-                                             int i) const {
-#pragma unroll
-    for (int w = 0; w < Engine::kWords; ++w)
-      engine.store(words[w], matrix, row + first + engine.sequence(Engine::slot(w)), w, alive(i, Engine::slot(w)));
-  }
-  // The same of a matrix [B, H]; `_beginning` leaves only the sequences whose first step is the i-th.
-  __device__ __forceinline__ void load_beginning(Word (&words)[Engine::kWords], const void* matrix, int i) const {
-#pragma unroll
-    for (int w = 0; w < Engine::kWords; ++w) {
-      const int slot = Engine::slot(w);
-      const bool begins = alive(i, slot) && (i == 0 || !alive(i - 1, slot));
-      words[w] = engine.load(matrix, first + engine.sequence(slot), w, begins);
+    for (int s = 0; s < Engine::kSlots; ++s) {
+      place.at[s] = (row + first + engine.sequence(s)) * walk.H;
+      place.alive[s] = alive(i, s);
     }
+    return place;
   }
-  __device__ __forceinline__ void load_batch(Word (&words)[Engine::kWords], const void* matrix) const {
+  // In a matrix [B, H]: the thread's sequences, or those of them whose first step is the i-th.
+  __device__ __forceinline__ Place<Engine> batch() const {
+    Place<Engine> place;
 #pragma unroll
-    for (int w = 0; w < Engine::kWords; ++w) {
-      const int64_t b = first + engine.sequence(Engine::slot(w));
-      words[w] = engine.load(matrix, b, w, b < walk.B);
+    for (int s = 0; s < Engine::kSlots; ++s) {
+      place.at[s] = (first + engine.sequence(s)) * walk.H;
+      place.alive[s] = length[s] > 0;
     }
+    return place;
   }
-  __device__ __forceinline__ void store_batch(const Word (&words)[Engine::kWords], void* matrix) const {
+  __device__ __forceinline__ Place<Engine> beginning(int i) const {
+    Place<Engine> place = batch();
 #pragma unroll
-    for (int w = 0; w < Engine::kWords; ++w) {
-      const int64_t b = first + engine.sequence(Engine::slot(w));
-      engine.store(words[w], matrix, b, w, b < walk.B);
-    }
-  }
-  // Replaces the words of sequences that take part in step i.
-  __device__ __forceinline__ void update(Word (&words)[Engine::kWords], const Word (&by)[Engine::kWords], int i) const {
-#pragma unroll
-    for (int w = 0; w < Engine::kWords; ++w) words[w] = engine.select(by[w], words[w], w, alive(i, Engine::slot(w)));
+    for (int s = 0; s < Engine::kSlots; ++s) place.alive[s] = alive(i, s) && (i == 0 || !alive(i - 1, s));
+    return place;
   }
 };
 
@@ -121,19 +112,18 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks) resident_fo
   const Tile<Engine> tile(args.walk, engine, args.walk.reverse);
 
   Word y[Engine::kWords];
-  tile.load_batch(y, args.h0);
+  engine.load(y, args.h0, tile.batch());
   engine.clear(shared);
   ptx::sync_block();
   engine.publish(shared, 0, y);
 
-  Word pre[kAhead][Engine::kWords];  // of steps i .. i + kAhead - 1
-  int64_t row[kAhead];
+  Word pre[kAhead][Engine::kWords];  // step i is in i % kAhead
+  float values[Engine::kValues];     // pre of the step to come
+  engine.load(pre[0], args.pre, tile.place(0, tile.row(0)));
+  engine.unpack(values, pre[0]);
 #pragma unroll
-  for (int k = 0; k < kAhead; ++k) {
-    row[k] = tile.row(k);
-    tile.load_step(pre[k], args.pre, row[k], k);
-  }
-  int64_t row_ahead = tile.row(kAhead);  // its load, too, gets a step of time
+  for (int i = 1; i <= kAhead; ++i) engine.load(pre[i % kAhead], args.pre, tile.place(i, tile.row(i)));
+  int64_t row = tile.row(0), row_ahead = tile.row(kAhead + 1);
   ptx::sync_block();
 
   for (int begin = 0; begin < tile.steps; begin += kAhead) {
@@ -141,23 +131,32 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks) resident_fo
     for (int k = 0; k < kAhead; ++k) {
       const int i = begin + k;
       if (i >= tile.steps) break;
-      float values[Engine::kValues];
-      engine.unpack(values, pre[k]);
-      tile.load_step(pre[k], args.pre, row_ahead, i + kAhead);
-      engine.add_product(values, shared, k);
+      typename Engine::Sum sum;
+      engine.begin(sum, values);
+      engine.multiply(sum, shared, k);
+
+      // While the products are under way.
+      const Place<Engine> here = tile.place(i, row), ahead = tile.place(i + kAhead + 1, row_ahead);
+      row = tile.row(i + 1);
+      row_ahead = tile.row(i + kAhead + 2);
+      float next[Engine::kValues];
+      engine.unpack(next, pre[1 - k]);
+      engine.load(pre[1 - k], args.pre, ahead);
+
+      engine.finish(values, sum);
 #pragma unroll
       for (int v = 0; v < Engine::kValues; ++v) values[v] = Act::value(values[v]);
-      Word next[Engine::kWords];
-      engine.pack(next, values);
-      tile.update(y, next, i);
+      Word result[Engine::kWords];
+      engine.pack(result, values);
+      engine.update(y, result, here);
       engine.publish(shared, 1 - k, y);
-      tile.store_step(y, args.out, row[k], i);
-      row[k] = row_ahead;
-      row_ahead = tile.row(i + kAhead + 1);
+      engine.store(y, args.out, here);
+#pragma unroll
+      for (int v = 0; v < Engine::kValues; ++v) values[v] = next[v];
       ptx::sync_block();
     }
   }
-  tile.store_batch(y, args.h_n);
+  engine.store(y, args.h_n, tile.batch());
 }
 
 template <class Engine>
@@ -170,16 +169,22 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks) resident_ba
   Word y[Engine::kWords] = {};
   engine.clear(shared);
 
-  Word dout[kAhead][Engine::kWords] = {};
-  Word h[kAhead][Engine::kWords];
-  int64_t row[kAhead];
-#pragma unroll
-  for (int k = 0; k < kAhead; ++k) {
-    row[k] = tile.row(k);
-    if (args.dout) tile.load_step(dout[k], args.dout, row[k], k);
-    tile.load_step(h[k], args.out, row[k], k);
+  Word dout[kAhead][Engine::kWords] = {}, out[kAhead][Engine::kWords];  // step i is in i % kAhead
+  Word h[Engine::kWords];                                               // out and
+  float values[Engine::kValues];                                        // dout of the step to come
+  {
+    const Place<Engine> here = tile.place(0, tile.row(0));
+    if (args.dout) engine.load(dout[0], args.dout, here);
+    engine.unpack(values, dout[0]);
+    engine.load(h, args.out, here);
   }
-  int64_t row_ahead = tile.row(kAhead);
+#pragma unroll
+  for (int i = 1; i <= kAhead; ++i) {
+    const Place<Engine> ahead = tile.place(i, tile.row(i));
+    if (args.dout) engine.load(dout[i % kAhead], args.dout, ahead);
+    engine.load(out[i % kAhead], args.out, ahead);
+  }
+  int64_t row = tile.row(0), row_ahead = tile.row(kAhead + 1);
   ptx::sync_block();
 
   // Walking down, sequences begin one after the other, the tile's last and shortest as the last one; walking up, all of
@@ -191,38 +196,53 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks) resident_ba
     for (int k = 0; k < kAhead; ++k) {
       const int i = begin + k;
       if (i >= tile.steps) break;
-      float values[Engine::kValues], derivative[Engine::kValues];
-      engine.unpack(values, dout[k]);
-      engine.unpack(derivative, h[k]);
+      typename Engine::Sum sum;
+      engine.begin(sum, values);
+      engine.multiply(sum, shared, k);
+
+      // While the products are under way.
+      const Place<Engine> here = tile.place(i, row), ahead = tile.place(i + kAhead + 1, row_ahead);
+      row = tile.row(i + 1);
+      row_ahead = tile.row(i + kAhead + 2);
+      float derivative[Engine::kValues], next[Engine::kValues];
+      engine.unpack(derivative, h);
+      engine.unpack(next, dout[1 - k]);
 #pragma unroll
       for (int v = 0; v < Engine::kValues; ++v) derivative[v] = derivative_of(args.activation, derivative[v]);
-      if (args.dout) tile.load_step(dout[k], args.dout, row_ahead, i + kAhead);
-      tile.load_step(h[k], args.out, row_ahead, i + kAhead);
+#pragma unroll
+      for (int w = 0; w < Engine::kWords; ++w) h[w] = out[1 - k][w];
+      if (args.dout) engine.load(dout[1 - k], args.dout, ahead);
+      engine.load(out[1 - k], args.out, ahead);
+
+      engine.finish(values, sum);
       if (args.dh_n && i <= all_begun) {  // the same for the whole block
-        Word now[Engine::kWords];
-        tile.load_beginning(now, args.dh_n, i);
+        Word last[Engine::kWords];
         float start[Engine::kValues];
-        engine.unpack(start, now);
+        engine.load(last, args.dh_n, tile.beginning(i));
+        engine.unpack(start, last);
 #pragma unroll
         for (int v = 0; v < Engine::kValues; ++v) values[v] += start[v];
       }
-      engine.add_product(values, shared, k);
 #pragma unroll
       for (int v = 0; v < Engine::kValues; ++v) values[v] *= derivative[v];
-      Word next[Engine::kWords];
-      engine.pack(next, values);
-      tile.update(y, next, i);
+      Word result[Engine::kWords];
+      engine.pack(result, values);
+      engine.update(y, result, here);
       engine.publish(shared, 1 - k, y);
-      tile.store_step(y, args.dpre, row[k], i);
-      row[k] = row_ahead;
-      row_ahead = tile.row(i + kAhead + 1);
+      engine.store(y, args.dpre, here);
+#pragma unroll
+      for (int v = 0; v < Engine::kValues; ++v) values[v] = next[v];
       ptx::sync_block();
     }
   }
-  float values[Engine::kValues] = {};
-  engine.add_product(values, shared, tile.steps % kAhead);
+#pragma unroll
+  for (int v = 0; v < Engine::kValues; ++v) values[v] = 0.0f;
+  typename Engine::Sum sum;
+  engine.begin(sum, values);
+  engine.multiply(sum, shared, tile.steps % kAhead);
+  engine.finish(values, sum);
   engine.pack(y, values);
-  tile.store_batch(y, args.dh0);
+  engine.store(y, args.dh0, tile.batch());
 }
 
 }  // namespace cuda

@@ -12,6 +12,9 @@
 namespace rnnfast {
 namespace cuda {
 
+template <class Engine>
+struct Place;  // resident.cuh
+
 template <int kWidth, int kSequences>
 class FmaEngine {
  public:
@@ -44,16 +47,27 @@ class FmaEngine {
   // The finished sum of lane `slice`: sums are numbered kRows * sequence + row.
   __device__ __forceinline__ int sequence(int) const { return slice_ / kRows; }
   static __device__ __forceinline__ constexpr int slot(int) { return 0; }
-  __device__ __forceinline__ int hidden() const { return row_ + slice_ % kRows; }
+  __device__ __forceinline__ int hidden(int) const { return row_ + slice_ % kRows; }
 
-  __device__ __forceinline__ Word load(const void* matrix, int64_t row, int, bool alive) const {
-    return alive && hidden() < H_ ? static_cast<const float*>(matrix)[row * H_ + hidden()] : 0.0f;
+  __device__ __forceinline__ void load(Word (&words)[kWords], const void* matrix, const Place<FmaEngine>& place) const {
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const bool inside = place.alive[slot(w)] && hidden(w) < H_;
+      words[w] = inside ? static_cast<const float*>(matrix)[place.at[slot(w)] + hidden(w)] : 0.0f;
+    }
   }
-  __device__ __forceinline__ void store(Word word, void* matrix, int64_t row, int, bool alive) const {
-    if (alive && hidden() < H_) static_cast<float*>(matrix)[row * H_ + hidden()] = word;
+  __device__ __forceinline__ void store(const Word (&words)[kWords], void* matrix,
+                                        const Place<FmaEngine>& place) const {
+#pragma unroll
+    for (int w = 0; w < kWords; ++w)
+      if (place.alive[slot(w)] && hidden(w) < H_) static_cast<float*>(matrix)[place.at[slot(w)] + hidden(w)] = words[w];
   }
-  __device__ __forceinline__ Word select(Word replacement, Word word, int, bool alive) const {
-    return alive && hidden() < H_ ? replacement : word;
+  // Replaces the words of sequences that have a row, but for padding.
+  __device__ __forceinline__ void update(Word (&words)[kWords], const Word (&by)[kWords],
+                                         const Place<FmaEngine>& place) const {
+#pragma unroll
+    for (int w = 0; w < kWords; ++w)
+      if (place.alive[slot(w)] && hidden(w) < H_) words[w] = by[w];
   }
   __device__ __forceinline__ void unpack(float (&values)[1], const Word (&words)[1]) const { values[0] = words[0]; }
   __device__ __forceinline__ void pack(Word (&words)[1], const float (&values)[1]) const { words[0] = values[0]; }
@@ -62,13 +76,19 @@ class FmaEngine {
     for (int i = int(threadIdx.x); i < int(sizeof(Shared) / 4); i += kThreads) words[i] = 0;
   }
   __device__ __forceinline__ void publish(Shared& shared, int buffer, const Word (&words)[1]) const {
-    shared.y[buffer][sequence(0)][hidden()] = words[0];
+    shared.y[buffer][sequence(0)][hidden(0)] = words[0];
   }
 
-  __device__ __forceinline__ void add_product(float (&values)[1], const Shared& shared, int buffer) const {
-    float sum[kTile * kRows];
+  struct Sum {
+    float partial[kTile * kRows];
+    float initial;
+  };
+  __device__ __forceinline__ void begin(Sum& sum, const float (&values)[1]) const {
 #pragma unroll
-    for (int i = 0; i < kTile * kRows; ++i) sum[i] = 0.0f;
+    for (int i = 0; i < kTile * kRows; ++i) sum.partial[i] = 0.0f;
+    sum.initial = values[0];
+  }
+  __device__ __forceinline__ void multiply(Sum& sum, const Shared& shared, int buffer) const {
 #pragma unroll
     for (int k = 0; k < kColumns; k += 4)
 #pragma unroll
@@ -76,24 +96,27 @@ class FmaEngine {
         const auto y = ptx::load<float4>(&shared.y[buffer][b][4 * (k / 4 * kSlices + slice_)]);
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
-          float& s = sum[b * kRows + r];
+          float& s = sum.partial[b * kRows + r];
           s = fmaf(w_[r][k], y.x, s);
           s = fmaf(w_[r][k + 1], y.y, s);
           s = fmaf(w_[r][k + 2], y.z, s);
           s = fmaf(w_[r][k + 3], y.w, s);
         }
       }
-    // Each exchange keeps the half of the sums that the lane's bit names and gives away the other.
+  }
+  // Each exchange keeps the half of the sums that the lane's bit names and gives away the other.
+  __device__ __forceinline__ void finish(float (&values)[1], Sum& sum) const {
+    float(&s)[kTile * kRows] = sum.partial;
 #pragma unroll
     for (int half = kSlices / 2; half > 0; half /= 2) {
       const bool high = slice_ & half;
 #pragma unroll
       for (int i = 0; i < half; ++i) {
-        const float kept = high ? sum[i + half] : sum[i], given = high ? sum[i] : sum[i + half];
-        sum[i] = kept + ptx::shuffle_xor(given, half);
+        const float kept = high ? s[i + half] : s[i], given = high ? s[i] : s[i + half];
+        s[i] = kept + ptx::shuffle_xor(given, half);
       }
     }
-    values[0] += sum[0];
+    values[0] = sum.initial + s[0];
   }
 
  private:

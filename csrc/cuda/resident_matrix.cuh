@@ -8,7 +8,7 @@
 // would be empty. Accumulators then lie transposed, acc^T[hidden g][sequence 2q]; how they get to rows of H contiguous
 // elements is what the two engines differ in. Lane = 4 g + q throughout.
 //
-// H is padded with zeros to kH. Padded elements of the state are kept at zero by `select`, so that an infinity in the
+// H is padded with zeros to kH. Padded elements of the state are kept at zero by `update`, so that an infinity in the
 // state meets no 0 * inf that wouldn't be there without padding.
 #pragma once
 
@@ -17,6 +17,9 @@
 
 namespace rnnfast {
 namespace cuda {
+
+template <class Engine>
+struct Place;  // resident.cuh
 
 constexpr int kTileOfMma = 8;
 
@@ -43,42 +46,53 @@ class MatrixEngine16 {
   static_assert((kH + 8) % 8 == 0, "rows begin at multiples of 16 bytes");
 
   __device__ __forceinline__ MatrixEngine16(const void* w, int64_t H, bool transposed)
-      : H_(int(H)), paired_(H % 2 == 0), g_(int(threadIdx.x) % 32 / 4), q_(int(threadIdx.x) % 4) {
+      : H_(int(H)), whole_(H == kH), paired_(H % 2 == 0), g_(int(threadIdx.x) % 32 / 4), q_(int(threadIdx.x) % 4) {
     warp_ = int(threadIdx.x) / 32;
-#pragma unroll
-    for (int m = 0; m < kRows; ++m)
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int row = (warp_ * kRows + m) * 16 + 8 * (j % 2), column = 16 * k + 8 * (j / 2);
-          // Of W^T, the 8x8 block at (row, column) is W's at (column, row), transposed.
-          const int from_row = (transposed ? column : row) + g_, from_column = (transposed ? row : column) + 2 * q_;
-          const uint32_t pair = load_pair(static_cast<const T*>(w) + from_row * H_, from_column, from_row < H_);
-          w_[m][k][j] = transposed ? ptx::movmatrix(pair) : pair;
-        }
+    if (whole_) {  // once for all, rather than for each of the loads
+      load_weights<true>(static_cast<const T*>(w), transposed);
+    } else {
+      load_weights<false>(static_cast<const T*>(w), transposed);
+    }
   }
 
   __device__ __forceinline__ int sequence(int) const { return g_; }
   static __device__ __forceinline__ constexpr int slot(int) { return 0; }
   __device__ __forceinline__ int hidden(int w) const { return (warp_ * kRows + w / 2) * 16 + w % 2 * 8 + 2 * q_; }
 
-  __device__ __forceinline__ Word load(const void* matrix, int64_t row, int w, bool alive) const {
-    return load_pair(static_cast<const T*>(matrix) + row * H_, hidden(w), alive);
-  }
-  __device__ __forceinline__ void store(Word word, void* matrix, int64_t row, int w, bool alive) const {
-    T* to = static_cast<T*>(matrix) + row * H_ + hidden(w);
-    if (!alive || hidden(w) >= H_) return;
-    if (paired_) {
-      ptx::store<uint32_t>(to, word);
+  __device__ __forceinline__ void load(Word (&words)[kWords], const void* matrix,
+                                       const Place<MatrixEngine16>& place) const {
+    const T* row = static_cast<const T*>(matrix) + place.at[0];
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) words[w] = 0;
+    if (!place.alive[0]) return;
+    if (whole_) {
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) words[w] = ptx::load<uint32_t>(row + hidden(w));
     } else {
-      to[0] = T{uint16_t(word)};
-      if (hidden(w) + 1 < H_) to[1] = T{uint16_t(word >> 16)};
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) words[w] = load_pair(row, hidden(w));
     }
   }
-  __device__ __forceinline__ Word select(Word replacement, Word word, int w, bool alive) const {
-    const Word mask = !alive || hidden(w) >= H_ ? 0 : hidden(w) + 1 < H_ ? 0xffffffffu : 0xffffu;
-    return (replacement & mask) | (word & ~mask);
+  __device__ __forceinline__ void store(const Word (&words)[kWords], void* matrix,
+                                        const Place<MatrixEngine16>& place) const {
+    T* row = static_cast<T*>(matrix) + place.at[0];
+    if (!place.alive[0]) return;
+    if (whole_) {
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) ptx::store<uint32_t>(row + hidden(w), words[w]);
+    } else {
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) store_pair(row, hidden(w), words[w]);
+    }
+  }
+  // Replaces the words of sequences that have a row, but for padding.
+  __device__ __forceinline__ void update(Word (&words)[kWords], const Word (&by)[kWords],
+                                         const Place<MatrixEngine16>& place) const {
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const Word mask = whole_ || hidden(w) + 1 < H_ ? 0xffffffffu : hidden(w) < H_ ? 0xffffu : 0;
+      if (place.alive[0]) words[w] = by[w] & mask;
+    }
   }
 
   __device__ __forceinline__ void unpack(float (&values)[kValues], const Word (&words)[kWords]) const {
@@ -103,17 +117,16 @@ class MatrixEngine16 {
     for (int w = 0; w < kWords; ++w) ptx::store<uint32_t>(&shared.y[buffer][g_][hidden(w)], words[w]);
   }
 
-  // values += W y. Even and odd columns of blocks have accumulators of their own, so that an mma doesn't wait for the
-  // one before it.
-  __device__ __forceinline__ void add_product(float (&values)[kValues], const Shared& shared, int buffer) const {
-    float sum[kRows][2][4];
+  // Even and odd columns of blocks have accumulators of their own, so that an mma needn't wait for the one before it.
+  using Sum = float[kRows][2][4];
+  __device__ __forceinline__ void begin(Sum& sum, const float (&values)[kValues]) const {
 #pragma unroll
-    for (int m = 0; m < kRows; ++m)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        sum[m][0][j] = values[4 * m + j];
-        sum[m][1][j] = 0.0f;
-      }
+    for (int v = 0; v < kValues; ++v) {
+      sum[v / 4][0][v % 4] = values[v];
+      sum[v / 4][1][v % 4] = 0.0f;
+    }
+  }
+  __device__ __forceinline__ void multiply(Sum& sum, const Shared& shared, int buffer) const {
     const int lane = int(threadIdx.x) % 32;
 #pragma unroll
     for (int k = 0; k < kColumns; k += 2) {
@@ -125,20 +138,48 @@ class MatrixEngine16 {
         ptx::mma<T>(sum[m][1], w_[m][k + 1], y[2], y[3]);
       }
     }
+  }
+  __device__ __forceinline__ void finish(float (&values)[kValues], const Sum& sum) const {
 #pragma unroll
-    for (int m = 0; m < kRows; ++m)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) values[4 * m + j] = sum[m][0][j] + sum[m][1][j];
+    for (int v = 0; v < kValues; ++v) values[v] = sum[v / 4][0][v % 4] + sum[v / 4][1][v % 4];
   }
 
  private:
-  __device__ __forceinline__ uint32_t load_pair(const T* row, int column, bool alive) const {
-    if (!alive || column >= H_) return 0;
+  template <bool kWhole>
+  __device__ __forceinline__ void load_weights(const T* w, bool transposed) {
+#pragma unroll
+    for (int m = 0; m < kRows; ++m)
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int row = (warp_ * kRows + m) * 16 + 8 * (j % 2), column = 16 * k + 8 * (j / 2);
+          // Of W^T, the 8x8 block at (row, column) is W's at (column, row), transposed.
+          const int from_row = (transposed ? column : row) + g_, from_column = (transposed ? row : column) + 2 * q_;
+          uint32_t pair = 0;
+          if (kWhole) {
+            pair = ptx::load<uint32_t>(w + from_row * kH + from_column);
+          } else if (from_row < H_) {
+            pair = load_pair(w + from_row * H_, from_column);
+          }
+          w_[m][k][j] = transposed ? ptx::movmatrix(pair) : pair;
+        }
+  }
+
+  __device__ __forceinline__ uint32_t load_pair(const T* row, int column) const {
+    if (column >= H_) return 0;
     if (paired_) return ptx::load<uint32_t>(row + column);
     return row[column].bits | (column + 1 < H_ ? uint32_t(row[column + 1].bits) << 16 : 0);
   }
+  __device__ __forceinline__ void store_pair(T* row, int column, uint32_t pair) const {
+    if (column >= H_) return;
+    if (paired_) return ptx::store<uint32_t>(row + column, pair);
+    row[column] = T{uint16_t(pair)};
+    if (column + 1 < H_) row[column + 1] = T{uint16_t(pair >> 16)};
+  }
 
   int H_;
+  bool whole_;   // no padding
   bool paired_;  // rows begin at multiples of a pair
   int g_, q_, warp_;
   uint32_t w_[kRows][kColumns][4];
@@ -184,14 +225,26 @@ class MatrixEngineTf32 {
   static __device__ __forceinline__ constexpr int slot(int w) { return w % 2; }
   __device__ __forceinline__ int hidden(int w) const { return (warp_ * kRows + w / 4) * 16 + w % 4 / 2 * 8 + g_; }
 
-  __device__ __forceinline__ Word load(const void* matrix, int64_t row, int w, bool alive) const {
-    return alive && hidden(w) < H_ ? static_cast<const float*>(matrix)[row * H_ + hidden(w)] : 0.0f;
+  __device__ __forceinline__ void load(Word (&words)[kWords], const void* matrix,
+                                       const Place<MatrixEngineTf32>& place) const {
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const bool inside = place.alive[slot(w)] && hidden(w) < H_;
+      words[w] = inside ? static_cast<const float*>(matrix)[place.at[slot(w)] + hidden(w)] : 0.0f;
+    }
   }
-  __device__ __forceinline__ void store(Word word, void* matrix, int64_t row, int w, bool alive) const {
-    if (alive && hidden(w) < H_) static_cast<float*>(matrix)[row * H_ + hidden(w)] = word;
+  __device__ __forceinline__ void store(const Word (&words)[kWords], void* matrix,
+                                        const Place<MatrixEngineTf32>& place) const {
+#pragma unroll
+    for (int w = 0; w < kWords; ++w)
+      if (place.alive[slot(w)] && hidden(w) < H_) static_cast<float*>(matrix)[place.at[slot(w)] + hidden(w)] = words[w];
   }
-  __device__ __forceinline__ Word select(Word replacement, Word word, int w, bool alive) const {
-    return alive && hidden(w) < H_ ? replacement : word;
+  // Replaces the words of sequences that have a row, but for padding.
+  __device__ __forceinline__ void update(Word (&words)[kWords], const Word (&by)[kWords],
+                                         const Place<MatrixEngineTf32>& place) const {
+#pragma unroll
+    for (int w = 0; w < kWords; ++w)
+      if (place.alive[slot(w)] && hidden(w) < H_) words[w] = by[w];
   }
   __device__ __forceinline__ void unpack(float (&values)[kValues], const Word (&words)[kWords]) const {
 #pragma unroll
@@ -209,25 +262,25 @@ class MatrixEngineTf32 {
     for (int w = 0; w < kWords; ++w) shared.y[buffer][sequence(slot(w))][hidden(w)] = ptx::round_tf32(words[w]);
   }
 
-  __device__ __forceinline__ void add_product(float (&values)[kValues], const Shared& shared, int buffer) const {
-    float sum[kRows][2][4];
+  using Sum = float[kRows][2][4];
+  __device__ __forceinline__ void begin(Sum& sum, const float (&values)[kValues]) const {
 #pragma unroll
-    for (int m = 0; m < kRows; ++m)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        sum[m][0][j] = values[4 * m + j];
-        sum[m][1][j] = 0.0f;
-      }
+    for (int v = 0; v < kValues; ++v) {
+      sum[v / 4][0][v % 4] = values[v];
+      sum[v / 4][1][v % 4] = 0.0f;
+    }
+  }
+  __device__ __forceinline__ void multiply(Sum& sum, const Shared& shared, int buffer) const {
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) {
       const auto y = ptx::load<uint2>(&shared.y[buffer][g_][8 * k + 2 * q_]);
 #pragma unroll
       for (int m = 0; m < kRows; ++m) ptx::mma_tf32(sum[m][k % 2], w_[m][k], y.x, y.y);
     }
+  }
+  __device__ __forceinline__ void finish(float (&values)[kValues], const Sum& sum) const {
 #pragma unroll
-    for (int m = 0; m < kRows; ++m)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) values[4 * m + j] = sum[m][0][j] + sum[m][1][j];
+    for (int v = 0; v < kValues; ++v) values[v] = sum[v / 4][0][v % 4] + sum[v / 4][1][v % 4];
   }
 
  private:
