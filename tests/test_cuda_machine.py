@@ -31,7 +31,7 @@ def library():
 
 def run(fault, seed=0, blocks=3, cooperative=False, multiprocessors=16):
     data = torch.full((blocks, THREADS), -1, dtype=torch.int32)
-    flag = torch.zeros(1, dtype=torch.int32)
+    flag = torch.zeros(2, dtype=torch.int32)
     library().cuda_on_cpu_configure(seed, multiprocessors, ctypes.c_int64(1000), ctypes.c_uint64(1000))
     result = library().run_faulty(
         FAULTS[fault], blocks, cooperative, ctypes.c_void_p(data.data_ptr()), ctypes.c_void_p(flag.data_ptr())
@@ -81,6 +81,14 @@ def test_cooperative_blocks_run_at_the_same_time():
     result, message, data = run("kWaitForNextBlock", cooperative=True)
     assert (result, message) == (0, "")
     torch.testing.assert_close(data, expected())
+
+
+def test_relaxed_stores_arrive_in_any_order_but_for_a_fence():
+    def results(fault):
+        return [torch.equal(run(fault, seed, cooperative=True)[2], expected()) for seed in range(10)]
+
+    assert not all(results("kFlagAlone"))
+    assert all(results("kFlagAfterFence"))
 
 
 def test_cooperative_grid_that_does_not_fit():

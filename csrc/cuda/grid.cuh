@@ -1,66 +1,78 @@
 // The recurrence spread over the whole device, for layers whose weights no single SM can hold. Forward and backward.
 //
-//   forward    h_t    = act(pre_t + W h_{t-1})                              exchanged: y = h,     matrix W_hh
-//   backward   dpre_t = (dout_t + W^T dpre_{t+1}) act'(h_t);                exchanged: y = dpre,  matrix W_hh^T
+//   forward    h_t    = act(pre_t + W h_{t-1})                     exchanged: y = h,     matrix W_hh
+//   backward   dpre_t = (dout_t + W^T dpre_{t+1}) act'(h_t)        exchanged: y = dpre,  matrix W_hh^T
 //              dh0    = W^T dpre of a sequence's first step
+//
+// Sums are float32; a state is rounded to the type of y when it is stored there, and that is what the next step reads.
+// In 16 bits this holds for dpre, too.
 //
 // Who holds what
 //
-//          K: warp 0     warp 1   ...                  The rows of the matrix are dealt to blocks, kRows to each;
-//          within
-//        +-----------+-----------+----                 a block its warps share K. That piece, kRows x kDepth, lies in
-//        the
-//   kRows|  block 0  |  block 0  |  ...                registers of the warp from the first step to the last. The
-//   states
-//        +-----------+-----------+----                 lie in y, in L2: at every step each warp reads its kDepth of the
-//   kRows|  block 1  |  block 1  |  ...                last y straight into operands (grid_product.cuh), multiplies,
-//   and
-//        +-----------+-----------+----                 puts partial sums into shared memory; after one barrier, the
-//                                                      block's threads add these up over the warps, in order, apply the
-// activation and store kRows elements of the new y. Sequences come in tiles of 8. ceil(H / kRows) blocks form a group,
-// which has all of W and takes tiles `group`, `group + groups`, ... at every step, one after the other. More tiles than
-// groups are thus a loop inside of a step rather than around all steps: while one tile's exchange is under way, the
-// block works on the next. Sequences that join or leave (packed rows) are columns of zeros.
+//   matrix [H, H]      K: warp 0    warp 1    ...       y [rows, H], in L2: tiles of 8 sequences
+//                      +----------+----------+----            group 0: tiles 0, G, 2 G, ...
+//      rows of block 0 | kRows x  |          |                group 1: tiles 1, G + 1, ...
+//                      |  kDepth  |          |                ... of G groups
+//                      +----------+----------+----
+//      rows of block 1 |          |          |
+//
+//   The rows of the matrix are dealt to blocks, kRows to each; within a block its warps share K. Such a piece, kRows
+//   x kDepth, lies in the registers of its warp from the first step to the last. At every step each warp reads its
+//   kDepth elements of the states before, straight from L2 into operands, multiplies (grid_product.cuh), and puts
+//   partial sums into shared memory. After one barrier the block's threads add these up over the warps, always in the
+//   same order, apply the activation and store the block's kRows elements of the new states.
+//
+//   A group is ceil(H / kRows) blocks, which together have all of the matrix; it takes its tiles at every step, one
+//   after the other. So more tiles than groups are a loop within a step and not around all steps: while one tile's
+//   exchange is under way, the group works on the next. Sequences that have not begun or have ended (packed rows) are
+//   zeros.
 //
 // Synchronisation between blocks: the data is its own flag
 //
-//   y is filled with 0xFF before the launch (in stream order, so every block sees it). A warp that needs elements of y
-//   loads them until none of their 32-bit words is kEmpty = 0xFFFFFFFF. No fence, no flag, no barrier:
-//   - No word that is stored equals kEmpty: `publish` replaces that one pattern (two NaNs of 16 bits, or one of 32) by
-//     another NaN. So a word that is not kEmpty has been stored, a word that is stored will be seen not to be kEmpty.
-//   - Every word is stored exactly once, whole, by one thread. An aligned 32-bit access does not tear, also as part of
-//   a
-//     vector, which the memory model takes for single accesses in any order; that is why every word is looked at. So
-//     what is read is either kEmpty or the final value.
-//   - Nothing is inferred about one address from another, so relaxed accesses suffice. What they must guarantee is that
-//     a store is seen eventually, and is not hidden by a stale line of L1: .relaxed.gpu goes to L2, which is the point
-//     where all SMs meet. A weak load would give no such guarantee.
-//   - h0 was there before the launch; it is read without looking for kEmpty, which it might contain.
-//   Everybody advances: all blocks are resident (cooperative launch) and take (step, tile) in the same order, and an
-//   item needs only items of the step before. The least unfinished one, over all blocks, therefore has what it needs.
+//   y is filled with 0xFF before the launch, in stream order. A warp that needs elements of y loads them until none
+//   of their 32-bit words is kEmpty = 0xFFFFFFFF. There is no fence, no flag and no barrier, because
+//   - no word that is stored is kEmpty: `publish` replaces that one pattern (two NaNs of 16 bits, or one of 32) by
+//     another NaN. So a word that is not kEmpty has been stored, and one that has been stored is not taken for
+//     kEmpty;
+//   - every word is stored once, as a whole, by one thread. Aligned 32-bit accesses do not tear. Nor do the words of
+//     a vector, but they are accesses of their own, in any order, which is why each one is looked at. So what is read
+//     is kEmpty or final;
+//   - nothing is inferred about one address from another, so relaxed accesses suffice. What they have to guarantee is
+//     that a store is seen some time: .relaxed.gpu goes to L2, where all SMs meet, and not to a line of L1 that may
+//     be stale;
+//   - h0 has been there since before the launch. It is read without looking for kEmpty, which it might contain.
+//   Everybody advances: all blocks are resident (the launch is cooperative) and take (step, tile) in the same order,
+//   and what one needs was made at the step before. So the least (step, tile) that is unfinished anywhere can be
+//   finished.
 //
-// Synchronisation within a block: one barrier for each item, with partial sums in two buffers that alternate. A thread
-// writes to a buffer again two items later, beyond the barrier of the item between, which nobody passes before having
-// read the buffer for the last time.
+// Synchronisation within a block
 //
-// If a block stays away (it can't, short of a fault in the device or in here), waiting ends all the same: a warp that
-// has looked `patience` times reports the step in *fault and never waits again. It takes kEmpty for data, which is a
-// NaN, and goes on; so do those who wait for it. The kernel ends, and what depends on the missing data is NaN.
+//   One barrier for each (step, tile), with two buffers of partial sums in turn. A thread writes to a buffer again
+//   two items later, after the barrier of the item between, which nobody passes before having read that buffer for
+//   the last time.
 //
-// Aims at, for H = 1024 in bfloat16 at 1.755 GHz: a store and a load through L2, with half a poll of delay, about
-// 680 cycles; kVectors mma in a row, 33 each and twice as many issued, about 170; shared memory twice (33) and a
-// barrier (30); adding up and activation, about 100. All in all 0.6 us a step. An estimate: nothing of it is measured
-// yet.
+// Should a block stay away all the same
+//
+//   Then waiting ends: a warp that has looked `patience` times reports the step in *fault and never waits again. It
+//   takes kEmpty, a NaN, for data, and so the kernel comes to its end, with NaN in all that depends on the missing
+//   data.
+//
+// The floor, for H = 1024 in bfloat16
+//
+//   In cycles: a store and a load through L2 and half a look between, 680; 8 mma for each 16 rows, in two chains of
+//   latency 33, 130; partial sums into shared memory and out of it, 70; the barrier, 30; adding up and tanh, 90. In
+//   all 1000, or 0.57 us at 1.755 GHz. This is added up from figures for the parts, which bench.gpu_latency measures;
+//   nothing here has been measured yet.
 #pragma once
 
 #include <stdint.h>
 
 #include "contract.h"
 #include "grid.h"
+#include "grid_direction.cuh"
 #include "grid_product.cuh"
 #include "numbers.cuh"
 #include "ptx.cuh"
-#include "walk.cuh"
 
 namespace rnnfast {
 namespace cuda {
@@ -78,143 +90,6 @@ struct KernelArgs {
   DirectionArgs args;
   Exchange exchange;
   Team team;
-};
-
-// ---- where we are ----------------------------------------------------------------------------------
-
-struct Step {
-  int row = 0;   // its first row; 2^31 rows of so large an H fit no device
-  int rows = 0;  // how many it has
-};
-
-// One (step, tile) of a group's, and the way to the next.
-template <bool kBackward>
-class Item {
- public:
-  __device__ __forceinline__ Item(const Walk& walk, int first) : tile(first), here(at(walk, 0)), next(at(walk, 1)) {
-    settle(walk, first);
-  }
-  __device__ __forceinline__ void advance(const Walk& walk, int groups, int first) {
-    tile += groups * kTile;
-    settle(walk, first);
-  }
-  // The backward walk has one step more, at which the remaining sequences leave, with their dh0.
-  __device__ __forceinline__ bool valid(const Walk& walk) const { return step < walk.T + kBackward; }
-  // Sequences that have a row here or, in the backward walk, had one at the step before.
-  __device__ __forceinline__ int rows() const {
-    return kBackward && previous.rows > here.rows ? previous.rows : here.rows;
-  }
-
-  int step = 0;  // in the order of the walk
-  int tile;      // its first sequence
-  Step previous, here, next;
-
- private:
-  __device__ __forceinline__ void settle(const Walk& walk, int first) {
-    while (tile >= rows() && valid(walk)) {
-      ++step;
-      tile = first;
-      previous = here;
-      here = next;
-      next = at(walk, step + 1);
-    }
-  }
-  static __device__ __forceinline__ Step at(const Walk& walk, int step) {
-    if (step >= walk.T) return {};
-    const int64_t t = walk.reverse != kBackward ? walk.T - 1 - step : step;
-    const int row = int(offset(walk, t));
-    return {row, int(offset(walk, t + 1)) - row};
-  }
-};
-
-// ---- the two directions: where states come from, what is done with a product -------------------------
-
-struct Pair {  // of neighbouring units
-  float x, y;
-};
-
-template <class T>
-__device__ __forceinline__ Pair load_pair(const void* matrix, int64_t row, int unit, int H) {
-  const T* p = static_cast<const T*>(matrix) + row * H + unit;
-  return {unit < H ? to_float(p[0]) : 0.0f, unit + 1 < H ? to_float(p[1]) : 0.0f};
-}
-template <class T>
-__device__ __forceinline__ void store_pair(void* matrix, int64_t row, int unit, int H, Pair value) {
-  T* p = static_cast<T*>(matrix) + row * H + unit;
-  if (unit < H) p[0] = from_float<T>(value.x);
-  if (unit + 1 < H) p[1] = from_float<T>(value.y);
-}
-
-template <class T>
-struct Forward {
-  using Args = ForwardArgs;
-  using Item = grid::Item<false>;
-  struct Inputs {
-    Pair pre;
-  };
-
-  static constexpr bool kTransposed = false;
-
-  static __device__ __forceinline__ void* exchanged(const Args& args) { return args.out; }
-  // Sequences [0, states) are multiplied: those that have no row at the step before start from `start`.
-  static __device__ __forceinline__ int states(const Item& item) { return item.here.rows; }
-  static __device__ __forceinline__ const void* start(const Args& args) { return args.h0; }
-
-  static __device__ __forceinline__ Inputs load(const Args& args, const Item& item, int b, int unit) {
-    if (b >= item.here.rows) return {};
-    return {load_pair<T>(args.pre, item.here.row + b, unit, int(args.walk.H))};
-  }
-  static __device__ __forceinline__ void prefetch(const Args& args, int64_t row, int unit) {
-    ptx::prefetch(static_cast<const T*>(args.pre) + row * args.walk.H + unit);
-  }
-
-  static __device__ __forceinline__ Pair finish(const Args& args, const Item& item, int b, int unit, Pair sum,
-                                                const Inputs& in) {
-    const Pair h{activate<T>(args.activation, in.pre.x + sum.x), activate<T>(args.activation, in.pre.y + sum.y)};
-    if (b >= item.next.rows) store_pair<T>(args.h_n, b, unit, int(args.walk.H), h);
-    return h;
-  }
-};
-
-template <class T>
-struct Backward {
-  using Args = BackwardArgs;
-  using Item = grid::Item<true>;
-  struct Inputs {
-    Pair dh, h;
-  };
-
-  static constexpr bool kTransposed = true;
-
-  static __device__ __forceinline__ void* exchanged(const Args& args) { return args.dpre; }
-  static __device__ __forceinline__ int states(const Item& item) { return item.previous.rows; }
-  static __device__ __forceinline__ const void* start(const Args&) { return nullptr; }  // all states are in y
-
-  static __device__ __forceinline__ Inputs load(const Args& args, const Item& item, int b, int unit) {
-    Inputs in{};
-    if (b >= item.here.rows) return in;
-    const int64_t row = item.here.row + b;
-    const int H = int(int(args.walk.H));
-    in.h = load_pair<T>(args.out, row, unit, H);
-    if (args.dout) in.dh = load_pair<T>(args.dout, row, unit, H);
-    if (args.dh_n && b >= item.previous.rows) {  // its last step
-      const Pair dh_n = load_pair<T>(args.dh_n, b, unit, H);
-      in.dh = {in.dh.x + dh_n.x, in.dh.y + dh_n.y};
-    }
-    return in;
-  }
-  static __device__ __forceinline__ void prefetch(const Args& args, int64_t row, int unit) {
-    ptx::prefetch(static_cast<const T*>(args.out) + row * args.walk.H + unit);
-    if (args.dout) ptx::prefetch(static_cast<const T*>(args.dout) + row * args.walk.H + unit);
-  }
-
-  static __device__ __forceinline__ Pair finish(const Args& args, const Item& item, int b, int unit, Pair sum,
-                                                const Inputs& in) {
-    if (b >= item.previous.rows) sum = {};  // rather than a product with zeros, which W may make NaN
-    if (b >= item.here.rows) store_pair<T>(args.dh0, b, unit, int(args.walk.H), sum);
-    return {(in.dh.x + sum.x) * derivative_of(args.activation, in.h.x),
-            (in.dh.y + sum.y) * derivative_of(args.activation, in.h.y)};
-  }
 };
 
 // ---- the exchange ----------------------------------------------------------------------------------

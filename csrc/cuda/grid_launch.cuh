@@ -87,8 +87,8 @@ int run(const Args& args, const Exchange& exchange, uintptr_t stream) {
   const Walk& walk = args.walk;
   const int64_t slices = slices_of<Product>(walk.H), tiles = (walk.B + kTile - 1) / kTile;
   void* y = DirectionOf<T>::exchanged(args);
-  if (exchange.stride != stride_of<Product>(walk.H) || reinterpret_cast<uintptr_t>(y) % 16 != 0 ||
-      reinterpret_cast<uintptr_t>(DirectionOf<T>::start(args)) % 16 != 0)
+  if (exchange.fault == nullptr || exchange.stride != stride_of<Product>(walk.H) ||
+      reinterpret_cast<uintptr_t>(y) % 16 != 0 || reinterpret_cast<uintptr_t>(DirectionOf<T>::start(args)) % 16 != 0)
     return kUnsupported;
   if (walk.T > INT32_MAX / 2 || walk.B > INT32_MAX / 2 || exchange.R > INT32_MAX) return kTooManyRows;
   const int64_t blocks = resident<Product, DirectionOf>();

@@ -169,6 +169,17 @@ class CudaBackend(RecurrenceBackend):
         arguments = (*sizes.values(), _address(walk.offsets), walk.reverse, *exchange)
         self._launch(kernel, state, nonlinearity, sizes, arguments, tensors)
 
+    def check(self) -> None:
+        """Raises what a grid kernel that has finished has reported and no later call has raised yet.
+
+        Nothing else looks after a captured CUDA graph was replayed: synchronise, then call this.
+
+        Raises:
+            RuntimeError: a block waited in vain for another's result; device and step are named.
+        """
+        for device in self._faults:
+            self._fault(device)
+
     def _fault(self, device: torch.device) -> int:
         """The address of a word in which grid kernels on `device` report that they waited in vain.
 
@@ -245,7 +256,8 @@ def _with_padded_rows(like: Tensor) -> Tensor:
 
 
 def _padded(tensor: Tensor, like: Tensor) -> Tensor:
-    return torch.nn.functional.pad(tensor, (0, like.shape[1] - tensor.shape[1]))
+    missing = like.shape[1] - tensor.shape[1]
+    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
 
 
 def _aligned(tensor: Optional[Tensor]) -> Optional[Tensor]:

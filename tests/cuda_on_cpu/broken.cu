@@ -8,7 +8,7 @@ namespace cuda {
 struct Args {
   int fault;
   uint32_t* data;  // [blocks, threads]
-  uint32_t* flag;  // [1]
+  uint32_t* flag;  // [2]
 };
 
 constexpr int kThreads = 64, kRounds = 4;
@@ -28,6 +28,8 @@ enum Fault {
   kPastTheEnd,        // writes behind shared memory
   kMisaligned,        // a row of a matrix that does not begin at a multiple of 16 bytes
   kUnwaitedCopy,      // an asynchronous copy is read before it was waited for
+  kFlagAlone,         // a block is told that data is there, but not made to see it
+  kFlagAfterFence,    // the same as it should be
 };
 
 // Four rounds in which every thread adds its right neighbour's value to its own.
@@ -50,6 +52,16 @@ __global__ void __launch_bounds__(kThreads) faulty(const Args args) {
     if (blockIdx.x == 1) ptx::store_relaxed(args.flag, 1);
     while (ptx::load_relaxed(args.flag) == 0) {
     }
+  }
+  if (args.fault == kFlagAlone || args.fault == kFlagAfterFence) {
+    if (blockIdx.x == 1 && thread == 0) {
+      ptx::store_relaxed(args.flag + 1, 7);
+      if (args.fault == kFlagAfterFence) ptx::fence_device();
+      ptx::store_relaxed(args.flag, 1);
+    }
+    while (ptx::load_relaxed(args.flag) == 0) {
+    }
+    if (ptx::load_relaxed(args.flag + 1) != 7) mine += 1000;
   }
   if (args.fault == kPastTheEnd) shared.values[1][kThreads + thread] = 0;
   if (args.fault == kMisaligned) {

@@ -77,6 +77,28 @@ bool failed;
 uint64_t progress, clock_now;  // progress: what a poll could be waiting for
 std::vector<Stack> stacks;     // kept between launches
 
+struct Store {
+  uint32_t* to;
+  uint32_t value;
+  const Thread* by;
+};
+std::vector<Store> stores;  // relaxed ones that are not visible yet, in program order for each address
+
+// Makes those stores visible that `now` says.
+template <class Now>
+void settle_stores(Now now) {
+  size_t left = 0;
+  for (const Store& store : stores) {
+    if (now(store)) {
+      *store.to = store.value;
+      ++progress;
+    } else {
+      stores[left++] = store;
+    }
+  }
+  stores.resize(left);
+}
+
 Warp& warp_of(Thread* t) { return t->block->warps[t->index.x / kLanes]; }
 
 void wait(State state, const char* what) {
@@ -174,6 +196,7 @@ void run_resident(std::vector<std::unique_ptr<Block>>& blocks) {
       alive += t->state != State::kDone;
     }
     if (failed) break;
+    settle_stores([&](const Store&) { return random() % 4 == 0; });
     order.resize(alive);
     if (order.empty()) break;
     idle = progress == seen ? idle + 1 : 0;
@@ -212,6 +235,7 @@ int run(unsigned blocks, unsigned threads, size_t shared_bytes, bool cooperative
       resident.push_back(make_block(options.seed == 1 ? blocks - 1 - i : i, threads, shared_bytes, next_stack));
     run_resident(resident);
   }
+  settle_stores([](const Store&) { return true; });
   body = nullptr;
   return failed ? kLaunchFailure : 0;
 }
@@ -261,6 +285,16 @@ void barrier(int id, int threads) {
 void give_way() { wait(State::kPolling, "a poll"); }
 
 void stored() { ++progress; }
+
+void store_later(uint32_t* to, uint32_t value) {
+  settle_stores([&](const Store& store) { return store.to == to; });
+  stores.push_back({to, value, current});
+  if (options.seed < 2) settle_own_stores();
+}
+
+void settle_own_stores() {
+  settle_stores([](const Store& store) { return store.by == current; });
+}
 
 void meet(const char* what, void* argument, void (*combine)(void* const*)) {
   Warp& warp = warp_of(current);

@@ -3,8 +3,8 @@
 // Every CUDA thread of the blocks that are resident is a fiber with its own stack. A fiber runs until it has to wait:
 // at a block or named barrier, at a warp-collective operation whose other lanes haven't arrived, or at a load from
 // memory that other blocks write (load_relaxed, load_acquire), which gives way so that spinning makes sense. The order
-// in which fibers are resumed is fixed by a seed: 0 ascending, 1 descending, else random, anew in every round, with some
-// warps standing still for a while so that others run ahead as far as barriers let them.
+// in which fibers are resumed is fixed by a seed: 0 ascending, 1 descending, else random, anew in every round, with
+// some warps standing still for a while so that others run ahead as far as barriers let them.
 //
 //   independent grids   one block at a time, so that a kernel which waits for another block is found out
 //   cooperative grids   all blocks at once; refused, as by CUDA, beyond one block per multiprocessor
@@ -17,9 +17,11 @@
 //   - an address is misaligned for its access, or out of shared memory in ldmatrix and copy_async
 //   - the guard behind shared memory was written
 //
-// What it doesn't prove: anything about time; fences (memory is sequentially consistent here, so the ordering argument
-// in each kernel file has to stand by itself); the last bits of approximate functions; that nvcc's code does the same
-// as g++'s. Races between two barriers show only if one of the orders tried makes them visible.
+// Relaxed stores become visible word by word, late and in any order where the order of fibers is random.
+//
+// What it doesn't prove: anything about time; fences (all other memory is sequentially consistent here, so the ordering
+// argument in each kernel file has to stand by itself); the last bits of approximate functions; that nvcc's code does
+// the same as g++'s. Races between two barriers show only if one of the orders tried makes them visible.
 //
 // A test compiles the kernel's .cu with `-x c++ -I tests/cuda_on_cpu` together with machine.cpp (see build.py). The
 // headers here take the place of CUDA's: cuda_runtime.h, and ptx_on_cpu.h which csrc/cuda/ptx.cuh includes.
@@ -63,6 +65,11 @@ void check_access(const void* p, size_t bytes, bool shared, const char* what);
 void barrier(int id, int threads);  // id 0 with 0 threads: the whole block
 void give_way();                    // at a poll
 void stored();                      // something that a poll may wait for was written
+
+// A relaxed store of a word: visible to nobody at first, to everybody at some time, in no order with others but those
+// to the same address. (A thread of a device would see its own at once.) Fences make the thread's own visible.
+void store_later(uint32_t* to, uint32_t value);
+void settle_own_stores();
 
 // Lets all 32 lanes of a warp meet: the last one to arrive calls combine(arguments of lanes 0..31).
 void meet(const char* what, void* argument, void (*combine)(void* const* arguments));

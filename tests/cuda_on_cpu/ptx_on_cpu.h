@@ -251,18 +251,22 @@ V load_relaxed(const V* p) {
 template <class V>
 void store_relaxed(V* p, std::common_type_t<V> v) {
   cuda_on_cpu::check_access(p, sizeof(V), false, "store_relaxed");
-  *p = v;
-  cuda_on_cpu::stored();
+  uint32_t words[sizeof(V) / 4];
+  memcpy(words, &v, sizeof v);
+  for (size_t i = 0; i < sizeof(V) / 4; ++i) cuda_on_cpu::store_later(reinterpret_cast<uint32_t*>(p) + i, words[i]);
 }
 inline uint32_t load_acquire(const uint32_t* p) { return load_relaxed(p); }
-inline void store_release(uint32_t* p, uint32_t v) { store_relaxed(p, v); }
+inline void store_release(uint32_t* p, uint32_t v) {
+  cuda_on_cpu::settle_own_stores();
+  store_relaxed(p, v);
+}
 inline uint32_t atomic_add(uint32_t* p, uint32_t v) {
   const uint32_t before = *p;
   *p += v;
   cuda_on_cpu::stored();
   return before;
 }
-inline void fence_device() {}
+inline void fence_device() { cuda_on_cpu::settle_own_stores(); }
 
 inline uint64_t nanoseconds() { return cuda_on_cpu::ticks(); }
 
