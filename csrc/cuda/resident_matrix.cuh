@@ -160,7 +160,8 @@ class MatrixEngine16 {
           if (kWhole) {
             pair = ptx::load<uint32_t>(w + from_row * kH + from_column);
           } else if (from_row < H_) {
-            pair = load_pair(w + from_row * H_, from_column);
+            const T* from = w + from_row * H_ + from_column;
+            pair = (from_column < H_ ? from[0].bits : 0) | (from_column + 1 < H_ ? uint32_t(from[1].bits) << 16 : 0);
           }
           w_[m][k][j] = transposed ? ptx::movmatrix(pair) : pair;
         }
