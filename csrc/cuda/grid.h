@@ -10,12 +10,14 @@ namespace cuda {
 // bytes. Rows of that matrix, and of h0, are therefore `stride` elements apart: H rounded up to a multiple of 16 bytes,
 // the elements after H being 0, in h0 as the caller gives it and in the result as it comes back. Both start at
 // addresses that are multiples of 16. The other matrices are dense, with any alignment.
+//
+// `fault` is one word that the device can write and the host read at any time (pinned memory). It is set to the number
+// of the step, from 1 in the order of the walk, at which a block waited in vain. The results then contain NaN. The
+// kernels never clear it.
 struct Exchange {
   int64_t R;  // rows of that matrix
   int64_t stride;
-  int32_t*
-      fault;  // one word that the device can write and the host read at any time (pinned memory): set to the number
-              // of the step, from 1, at which a block waited in vain. The result then contains NaN. Never cleared.
+  int32_t* fault;
 };
 
 }  // namespace cuda

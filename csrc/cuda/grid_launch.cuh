@@ -15,13 +15,14 @@ namespace grid {
 // blocks of a grid may start late when somebody else's kernel is on the device.
 constexpr uint32_t kPatience = 1u << 26;
 
-// An instantiation holds a matrix of up to kDepth * kWarps columns. More rows to a block: fewer blocks that read all of
-// y at every step, and more groups to share the tiles. Fewer rows where registers, 65536 on an SM, do not hold more.
+// An instantiation holds a matrix of up to kDepth * kWarps columns: Small 512, Medium 1024, Large 2048. More rows to a
+// block are fewer blocks that read all of a state at every step, and more groups to share the tiles; there are as many
+// as leave a thread enough of its registers, which are 65536 on an SM.
 template <class T>
-struct Sizes {                      // bfloat16, float16: 64 weights in the registers of a thread at most
-  using Small = Mma<T, 32, 2, 8>;   // H <= 512
-  using Medium = Mma<T, 32, 4, 8>;  // H <= 1024
-  using Large = Mma<T, 32, 4, 16>;  // H <= 2048
+struct Sizes {  // bfloat16, float16
+  using Small = Mma<T, 32, 2, 8>;
+  using Medium = Mma<T, 32, 4, 8>;
+  using Large = Mma<T, 32, 4, 16>;
 };
 struct SizesTf32 {
   using Small = Mma<float, 32, 4, 8>;
@@ -95,6 +96,7 @@ int run(const Args& args, const Exchange& exchange, uintptr_t stream) {
   if (blocks < 0) return int(-blocks);
   if (blocks < slices) return kNotResident;
   const int64_t groups = blocks / slices < tiles ? blocks / slices : tiles;
+  // A pass over y at the speed of memory: the price of needing no flags.
   const cudaError_t error = cudaMemsetAsync(y, kEmpty & 0xFF, size_t(exchange.R * exchange.stride) * sizeof(T),
                                             reinterpret_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cudaGetLastError(), error;
