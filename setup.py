@@ -1,17 +1,23 @@
-"""Builds the native CPU extension; everything else about the package is in pyproject.toml.
+"""Builds the native extensions; everything else about the package is in pyproject.toml.
 
-csrc knows nothing of torch, so an isolated build needs only pybind11. The extension is optional: without
-a compiler the package installs all the same and runs on its eager and aten backends
-(`rnnfast.show_config()` says so).
+csrc knows nothing of torch, so an isolated build needs only pybind11. The extensions are optional: without
+a compiler, or without nvcc for the CUDA one, the package installs all the same and runs on its other
+backends (`rnnfast.show_config()` says so). RNNFAST_CUDA=0 leaves the CUDA extension out, =1 fails where it
+can't be built.
 """
 
 import platform
 import sys
 from glob import glob
+from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+sys.path.insert(0, str(Path(__file__).parent / "csrc" / "cuda"))
+import nvcc
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # One source, built once per instruction set; bindings.cpp chooses at run time.
@@ -24,10 +30,40 @@ KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti", "-ffp-contract=fast"]
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 
+CUDA = "rnnfast._cuda"
+
+
+def cuda_extension():
+    """The bindings alone: the kernels are compiled by nvcc, in BuildExt, and linked to them."""
+    wanted, found = nvcc.wanted(), nvcc.find()
+    if wanted and not found:
+        raise RuntimeError(
+            "RNNFAST_CUDA=1, but there is no nvcc in $CUDA_HOME, on the PATH or in /usr/local/cuda"
+        )
+    if wanted is False or not found:
+        print("rnnfast: no CUDA extension:", "there is no nvcc" if wanted is None else "RNNFAST_CUDA=0")
+        return []
+    extension = Pybind11Extension(
+        CUDA,
+        ["csrc/cuda/bindings.cpp"],
+        depends=glob("csrc/cuda/*") + glob("csrc/*.h"),
+        cxx_std=17,
+        libraries=["dl", "rt", "pthread"],
+        optional=not wanted,
+    )
+    return [extension]
+
+
 class BuildExt(build_ext):
-    """Adds each kernel file's own flags."""
+    """Adds each kernel file's own flags, and what nvcc makes."""
 
     def build_extension(self, ext):
+        if ext.name == CUDA:
+            try:
+                compiler = nvcc.find()
+                ext.extra_objects = [*map(str, nvcc.compile_all(compiler)), nvcc.static_runtime(compiler)]
+            except (OSError, RuntimeError) as error:  # what an optional extension may fail with
+                raise CompileError(str(error)) from error
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, src, ext_name, cc_args, extra_postargs, pp_opts):
@@ -53,6 +89,7 @@ setup(
             extra_compile_args=["-O3", *OPENMP],
             extra_link_args=OPENMP,
             optional=True,
-        )
+        ),
+        *cuda_extension(),
     ],
 )

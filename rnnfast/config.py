@@ -81,6 +81,8 @@ def _why_not(name: str, chosen: str, asked: str, problem: Problem) -> str:
         return reason
     if asked != "auto":
         return f"'{chosen}' was asked for"
+    if dispatch.unproven(name, problem):
+        return "not measured yet to be faster for problems like this"
     if dispatch.slower(name, problem):
         return "measured to be slower for problems like this"
     return f"comes after '{chosen}' in order of preference"

@@ -1,8 +1,9 @@
 """Which backend solves a problem.
 
 `choose(problem)` is the rule behind backend="auto", a pure function: the first backend of `PREFERENCE`
-that is available, does not refuse the problem, and is not known to be slower there (`SLOWER`).
-A backend that is named either solves the problem or the call raises, with the reason.
+that is available, does not refuse the problem, and is not known to be slower there (`SLOWER`); those of
+`FASTER` must even be known to be faster. A backend that is named either solves the problem or the call
+raises, with the reason.
 
 The environment variable RNNFAST_BACKEND, read when rnnfast is imported, names the backend that "auto"
 stands for.
@@ -20,6 +21,7 @@ import torch
 from .backends.aten import AtenBackend
 from .backends.base import Backend, Problem
 from .backends.cpu import CpuBackend
+from .backends.cuda import CudaBackend
 from .backends.eager import EagerBackend
 from .backends.triton import TritonBackend
 
@@ -55,7 +57,11 @@ class Region:
         )
 
 
-PREFERENCE = ("cpu", "aten", "eager")
+PREFERENCE = ("cuda", "cpu", "aten", "eager")
+
+# Backends that "auto" takes only where they were measured to be ahead of those after them in PREFERENCE. The
+# CUDA kernels have not been timed on any GPU yet: they run where they are asked for by name.
+FASTER: dict[str, tuple[Region, ...]] = {"cuda": ()}
 
 # Measured crossovers: where a backend loses to the next one in PREFERENCE by more than 3%. Two cores with
 # AVX-512 and AMX, torch 2.13. To measure them anew:
@@ -148,12 +154,17 @@ def slower(name: str, problem: Problem) -> bool:
     return not problem.deterministic and any(problem in region for region in SLOWER.get(name, ()))
 
 
+def unproven(name: str, problem: Problem) -> bool:
+    """Whether "auto" waits for a measurement before it takes backend `name` for `problem`."""
+    return name in FASTER and not any(problem in region for region in FASTER[name])
+
+
 def choose(problem: Problem) -> str:
     """The name of the backend that "auto" takes for `problem`."""
     able = [name for name in PREFERENCE if name in _registry and why_not(name, problem) is None]
     if not able:
         raise RuntimeError(f"no backend can solve {problem}")
-    return next((name for name in able if not slower(name, problem)), able[-1])
+    return next((name for name in able if not (slower(name, problem) or unproven(name, problem))), able[-1])
 
 
 # Keyed on plain values rather than on a Problem: this is on the path of every call, and building the
@@ -200,5 +211,5 @@ def find(
     return solver
 
 
-for _backend in (EagerBackend(), AtenBackend(), CpuBackend(), TritonBackend()):
+for _backend in (EagerBackend(), AtenBackend(), CpuBackend(), TritonBackend(), CudaBackend()):
     register(_backend)

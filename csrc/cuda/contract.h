@@ -1,0 +1,124 @@
+// The CUDA kernels' contract in C: torch-free launchers on raw pointers, sizes and a stream. Equations, notation and
+// the order of rows are those of ../recurrence.h; all pointers are device memory.
+//
+// How a kernel file plugs in
+//
+//   NAME.cuh   the kernel: `template <...> __global__ void name(const Args args)` in namespace rnnfast::cuda. Includes
+//              "ptx.cuh" (every intrinsic and inline assembly there is), "numbers.cuh" (conversions, activations),
+//              "walk.cuh" (rows and lengths of sequences). It takes shared memory as
+//              `auto& shared = shared_memory<Shared>()` with `Shared` a struct of plain arrays, always dynamic.
+//   NAME.cu    includes "launch.cuh" and NAME.cuh; `extern "C" int rnnfast_cuda_NAME(const XxxArgs&, uintptr_t stream)`
+//              picks an instantiation and returns `launch(kernel, grid, threads, sizeof(Shared), stream, mode, args)`.
+//              Any failure is returned, never thrown or dropped: 0, a positive cudaError_t, or a negative `Refusal`;
+//              rnnfast_cuda_message() puts it in words and the Python backend adds the kernel's name and the shape.
+//   here       the declaration of the launcher and its arguments; bindings.cpp hands it to Python.
+//
+// A launcher never synchronises, never allocates and uses only the stream that it is given, so that it can run while a
+// CUDA graph is captured. Scratch memory comes from the caller. The same files compile with g++ against
+// tests/cuda_on_cpu (see its machine.h), where the tests run them; so no intrinsic outside of ptx.cuh, no static
+// __shared__, no <<< >>>.
+#pragma once
+
+#include <stdint.h>
+
+#include "../recurrence.h"
+
+namespace rnnfast {
+namespace cuda {
+
+// Negative results of launchers; positive ones are cudaError_t.
+enum Refusal : int {
+  kUnsupported = -1,  // no kernel for this dtype, size or flag: the caller should have asked the limits below
+  kNotResident = -2,  // the grid would not fit on the device all at once
+  kTooManyRows = -3,  // the grid would be larger than CUDA allows
+};
+
+struct Walk {
+  int64_t T, B, H;
+  const int64_t* offsets;  // [T + 1], on the device: the first row of every step, then R. Null: step t begins at t * B
+  bool reverse;
+};
+
+// The recurrence alone: the products before and after it are done elsewhere. T and B are at least 1, and all matrices
+// begin at multiples of 16 bytes unless a launcher says otherwise.
+struct ForwardArgs {
+  DType dtype;
+  Activation activation;
+  bool tf32;  // float32 only: products in TF32
+  Walk walk;
+  const void* pre;   // [R, H], x W_ih^T + b_ih + b_hh
+  const void* h0;    // [B, H]
+  const void* w_hh;  // [H, H]
+  void* out;         // [R, H], may be pre
+  void* h_n;         // [B, H]
+};
+
+struct BackwardArgs {
+  DType dtype;
+  Activation activation;
+  bool tf32;
+  Walk walk;
+  const void* dout;  // [R, H], or null for zeros
+  const void* dh_n;  // [B, H], or null for zeros
+  const void* out;   // [R, H]
+  const void* w_hh;  // [H, H]
+  void* dpre;        // [R, H]
+  void* dh0;         // [B, H]
+};
+
+struct StepArgs {
+  DType dtype;
+  Activation activation;
+  bool tf32;
+  int64_t B, I, H;
+  const void* x;     // [B, I]
+  const void* h;     // [B, H]
+  const void* w_ih;  // [H, I]
+  const void* w_hh;  // [H, H]
+  const void* b_ih;  // [H], or null
+  const void* b_hh;  // [H], or null
+  void* out;         // [B, H]
+};
+
+// dpre = dout act'(out), dx = dpre W_ih, dh = dpre W_hh, in one launch.
+struct StepBackwardArgs {
+  DType dtype;
+  Activation activation;
+  bool tf32;
+  int64_t B, I, H;
+  const void* dout;  // [B, H]
+  const void* out;   // [B, H]
+  const void* w_ih;  // [H, I]
+  const void* w_hh;  // [H, H]
+  void* dpre;        // [B, H]
+  void* dx;          // [B, I], or null
+  void* dh;          // [B, H], or null
+};
+
+}  // namespace cuda
+}  // namespace rnnfast
+
+extern "C" {
+
+// The device that is current, without creating a context on it. All zero where there is none or no driver.
+struct rnnfast_cuda_device {
+  int capability;       // 10 * major + minor
+  int multiprocessors;  // SMs
+  int64_t shared;       // bytes of shared memory that a block may take
+};
+rnnfast_cuda_device rnnfast_cuda_current_device();
+int rnnfast_cuda_device_count();
+
+// A launcher's result in words; static storage.
+const char* rnnfast_cuda_message(int result);
+
+// step.cu: any sizes.
+int rnnfast_cuda_step(const rnnfast::cuda::StepArgs& args, uintptr_t stream);
+int rnnfast_cuda_step_backward(const rnnfast::cuda::StepBackwardArgs& args, uintptr_t stream);
+
+// resident.cu: one block per few sequences, W_hh in its registers for the whole sequence. The largest H, 0 for none.
+int64_t rnnfast_cuda_resident_limit(rnnfast::DType dtype, bool tf32);
+int rnnfast_cuda_resident_forward(const rnnfast::cuda::ForwardArgs& args, uintptr_t stream);
+int rnnfast_cuda_resident_backward(const rnnfast::cuda::BackwardArgs& args, uintptr_t stream);
+
+}  // extern "C"

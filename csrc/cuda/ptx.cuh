@@ -1,0 +1,235 @@
+// Every intrinsic and every line of inline assembly that the kernels use. On a device they are what is below; compiled
+// by g++ for tests/cuda_on_cpu they are functions of the same names and meaning there.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+namespace rnnfast {
+namespace cuda {
+struct bf16;
+struct f16;
+}  // namespace cuda
+}  // namespace rnnfast
+
+#if !defined(__CUDACC__)
+#include <ptx_on_cpu.h>
+#else
+
+namespace rnnfast {
+namespace cuda {
+
+// The block's shared memory, laid out as the struct S. Its size is given at the launch.
+template <class S>
+__device__ __forceinline__ S& shared_memory() {
+  extern __shared__ __align__(128) unsigned char rnnfast_shared_bytes[];
+  return *reinterpret_cast<S*>(rnnfast_shared_bytes);
+}
+
+namespace ptx {
+
+#define PTX __device__ __forceinline__
+
+// ---- numbers ---------------------------------------------------------------------------------------
+
+PTX float as_float(uint32_t bits) { return __uint_as_float(bits); }
+PTX uint32_t as_bits(float x) { return __float_as_uint(x); }
+
+PTX uint32_t pack_bf16(float lower, float upper) {
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(upper), "f"(lower));
+  return word;
+}
+PTX uint32_t pack_f16(float lower, float upper) {
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(upper), "f"(lower));
+  return word;
+}
+PTX float unpack_f16(uint16_t half) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(half));
+  return x;
+}
+// The nearest float with TF32's 10 bits of mantissa; the tensor cores ignore the other 13.
+PTX uint32_t round_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+PTX float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+PTX float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+PTX float rcp_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// ---- plain memory; V is a vector type, and its address must be a multiple of its size
+// --------------------------------
+
+template <class V>
+PTX V load(const void* address) {
+  return *static_cast<const V*>(address);
+}
+template <class V>
+PTX void store(void* address, V value) {
+  *static_cast<V*>(address) = value;
+}
+
+// Begins to bring the line of `address` into L2, and waits for nothing.
+PTX void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
+// ---- a block and its warps -------------------------------------------------------------------------
+
+PTX void sync_block() { __syncthreads(); }
+// Named barrier 1..15 for `threads` threads, whole warps.
+PTX void sync_named(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+PTX void sync_warp() { __syncwarp(); }
+PTX float shuffle_xor(float x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
+PTX double shuffle_xor(double x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
+PTX uint32_t shuffle_xor(uint32_t x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
+PTX uint32_t shuffle(uint32_t x, int lane) { return __shfl_sync(~0u, x, lane); }
+PTX bool any_in_warp(bool predicate) { return __any_sync(~0u, predicate); }
+
+// ---- matrices of 16-bit elements over a warp; lane = 4 g + q --------------------------------------------------------
+
+// Four 8x8 matrices from shared memory: lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, aligned) and
+// gets, of matrix i, elements [g][2q] and [g][2q + 1] in r[i]. `_trans` gives elements [2q][g] and [2q + 1][g].
+PTX void ldmatrix(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+PTX void ldmatrix_trans(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
+// Transposes an 8x8 matrix that is spread over the warp: in [g][2q, 2q + 1], out [2q, 2q + 1][g].
+PTX uint32_t movmatrix(uint32_t pair) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+  return transposed;
+}
+
+// c[16, 8] += a[16, 16] b[16, 8].
+//   a[0], a[1]: rows g, g + 8, columns 2q, 2q + 1;  a[2], a[3]: the same rows, columns 2q + 8, 2q + 9
+//   b0, b1: rows 2q, 2q + 1 and 2q + 8, 2q + 9 of column g
+//   c[0], c[1]: row g, columns 2q, 2q + 1;  c[2], c[3]: row g + 8
+template <class T>
+PTX void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+template <>
+PTX void mma<bf16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+PTX void mma<f16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// c[16, 8] += a[16, 8] b[8, 8] in TF32.
+//   a[0], a[1]: rows g, g + 8, column q;  a[2], a[3]: the same rows, column q + 4
+//   b0, b1: rows q and q + 4 of column g;  c as above
+PTX void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- copies from global to shared memory that run in the background ------------------------------------------------
+
+// 4, 8 or 16 bytes, both addresses aligned to that; zeros if not `valid` (nothing is read then). Visible to the thread
+// itself after copy_wait, to the others after a barrier that follows.
+template <int kBytes>
+PTX void copy_async(void* shared, const void* global, bool valid) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
+  const int bytes = valid ? kBytes : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(kBytes), "r"(bytes)
+               : "memory");
+}
+PTX void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most kGroups of the groups committed last are still under way.
+template <int kGroups>
+PTX void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+// ---- global memory between blocks ------------------------------------------------------------------
+
+// Relaxed, device scope: served by L2, never by a stale L1 line. Single 32-bit words do not tear.
+PTX uint32_t load_relaxed(const uint32_t* p) {
+  uint32_t v;
+  asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+PTX uint2 load_relaxed(const uint2* p) {
+  uint2 v;
+  asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+  return v;
+}
+PTX uint4 load_relaxed(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+PTX void store_relaxed(uint32_t* p, uint32_t v) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+PTX void store_relaxed(uint2* p, uint2 v) {
+  asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(v.x), "r"(v.y) : "memory");
+}
+PTX void store_relaxed(uint4* p, uint4 v) {
+  asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+PTX uint32_t load_acquire(const uint32_t* p) {
+  uint32_t v;
+  asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+PTX void store_release(uint32_t* p, uint32_t v) {
+  asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+PTX uint32_t atomic_add(uint32_t* p, uint32_t v) { return atomicAdd(p, v); }
+PTX void fence_device() { __threadfence(); }
+
+// ---- time ------------------------------------------------------------------------------------------
+
+// Nanoseconds since some moment, the same for all blocks; for bounds on waiting. Steps may be as coarse as a
+// microsecond.
+PTX uint64_t nanoseconds() {
+  uint64_t t;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
+  return t;
+}
+
+#undef PTX
+
+}  // namespace ptx
+}  // namespace cuda
+}  // namespace rnnfast
+#endif

@@ -1,0 +1,269 @@
+"""The CUDA C++ kernels (csrc/cuda): the fused step, and whole sequences with W_hh resident in registers.
+
+Two designs run a sequence. Where W_hh fits into the registers of one block (`resident`), blocks share the
+batch and never wait for each other. Beyond (`grid`), all blocks of the device share W_hh and exchange the
+state at every step.
+
+Float32 products follow `torch.backends.cudnn.allow_tf32`, as torch.nn.RNN's do (see `precision`). No kernel
+uses atomics or splits a sum by the batch: results do not depend on the run nor, for a sequence, on the batch
+it is in.
+
+Nothing here waits for the device, and memory comes from torch's allocator, so that calls can be captured in a
+CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from .base import Grads, Needs, Problem
+from .precision import products_as_cudnn, tf32
+from .recurrence import RecurrenceBackend, Walk
+
+native: Any = None
+MISSING: Optional[str] = None
+try:
+    native = import_module("rnnfast._cuda")
+except ImportError as error:
+    MISSING = f"the CUDA extension is not built ({error}); install rnnfast where there is nvcc"
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+ACTIVATIONS = {"tanh": 0, "relu": 1}
+OLDEST = 80  # compute capability, 10 * major + minor: mma of bfloat16, cp.async
+
+
+class CudaBackend(RecurrenceBackend):
+    name = "cuda"
+    device = "cuda"  # the type of device whose tensors it takes
+
+    def __init__(self) -> None:
+        self._faults: dict[torch.device, Tensor] = {}  # see _fault
+
+    def unavailable(self) -> Optional[str]:
+        if native is None:
+            return MISSING
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+        capability = native.current_device()[0]
+        if capability < OLDEST:
+            return f"the GPU has compute capability {_dotted(capability)}, the kernels need {_dotted(OLDEST)}"
+        return None
+
+    def details(self) -> str:
+        capability, multiprocessors, _ = native.current_device()
+        return f"compute capability {_dotted(capability)}, {multiprocessors} multiprocessors"
+
+    def refuses(self, problem: Problem) -> Optional[str]:
+        if problem.device != self.device:
+            return f"it takes tensors on {self.device}, these are on {problem.device}"
+        dtype = getattr(torch, problem.dtype)
+        if dtype not in DTYPES:
+            return f"dtype {problem.dtype} is not one of float64, float32, bfloat16, float16"
+        if problem.kind == "sequence":
+            number, rounded = DTYPES[dtype], _tf32(dtype)
+            limit = max(native.resident_limit(number, rounded), native.grid_limit(number, rounded))
+            if limit == 0:
+                return f"there is no kernel for sequences of {problem.dtype}, only for steps"
+            if problem.hidden_size > limit:
+                return (
+                    f"hidden_size {problem.hidden_size} is over {limit}, up to which W_hh of"
+                    f" {problem.dtype} fits into the registers of the device"
+                )
+        return None
+
+    def step_forward(
+        self,
+        x: Tensor,
+        h: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Optional[Tensor],
+        bias_hh: Optional[Tensor],
+        nonlinearity: str,
+    ) -> Tensor:
+        out = torch.empty_like(h)
+        sizes = (h.shape[0], x.shape[1], h.shape[1])
+        tensors = (x, h, weight_ih, weight_hh, bias_ih, bias_hh, out)
+        self._launch("step", h, nonlinearity, dict(zip("BIH", sizes, strict=True)), sizes, tensors)
+        return out
+
+    def step_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        h: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        out: Tensor,
+        nonlinearity: str,
+        needs: Needs,
+    ) -> Grads:
+        dpre = torch.empty_like(out)
+        dx = torch.empty_like(x) if needs.x else None
+        dh = torch.empty_like(h) if needs.h0 else None
+        sizes = (h.shape[0], x.shape[1], h.shape[1])
+        tensors = (grad, out, weight_ih, weight_hh, dpre, dx, dh)
+        self._launch("step_backward", h, nonlinearity, dict(zip("BIH", sizes, strict=True)), sizes, tensors)
+        # Sums over the batch are plain products, and large enough to pay only where torch's are good at them.
+        with torch.no_grad(), products_as_cudnn():
+            return Grads(
+                x=dx,
+                h0=dh,
+                weight_ih=dpre.t() @ x if needs.weight_ih else None,
+                weight_hh=dpre.t() @ h if needs.weight_hh else None,
+                bias=dpre.sum(0) if needs.bias else None,
+            )
+
+    def recurrence_forward(
+        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, walk: Walk
+    ) -> tuple[Tensor, Tensor]:
+        h_n = torch.empty_like(h0)
+        if _resident(h0):
+            tensors = (pre, _aligned(h0), _aligned(weight_hh), pre, h_n)
+            self._launch_recurrence("resident_forward", h0, nonlinearity, walk, (), tensors)
+            return pre, h_n
+        out = _with_padded_rows(pre)
+        exchange = (*out.shape, self._fault(h0.device))
+        tensors = (pre, _aligned(_padded(h0, out)), weight_hh, out, h_n)
+        self._launch_recurrence("grid_forward", h0, nonlinearity, walk, exchange, tensors)
+        return out[:, : h0.shape[1]].contiguous(), h_n
+
+    def recurrence_backward(
+        self,
+        grad_out: Optional[Tensor],
+        grad_hn: Optional[Tensor],
+        out: Tensor,
+        weight_hh: Tensor,
+        nonlinearity: str,
+        walk: Walk,
+    ) -> tuple[Tensor, Tensor]:
+        hidden_size = out.shape[1]
+        dh0 = out.new_empty(walk.batch, hidden_size)
+        if _resident(dh0):
+            dpre = torch.empty_like(out)
+            tensors = (*map(_aligned, (grad_out, grad_hn, out, weight_hh)), dpre, dh0)
+            self._launch_recurrence("resident_backward", dh0, nonlinearity, walk, (), tensors)
+            return dpre, dh0
+        dpre = _with_padded_rows(out)
+        exchange = (*dpre.shape, self._fault(out.device))
+        tensors = (grad_out, grad_hn, out, weight_hh, dpre, dh0)
+        self._launch_recurrence("grid_backward", dh0, nonlinearity, walk, exchange, tensors)
+        return dpre[:, :hidden_size].contiguous(), dh0
+
+    def _launch_recurrence(
+        self,
+        kernel: str,
+        state: Tensor,
+        nonlinearity: str,
+        walk: Walk,
+        exchange: tuple[int, ...],
+        tensors: tuple[Optional[Tensor], ...],
+    ) -> None:
+        sizes = {"T": walk.steps, "B": walk.batch, "H": state.shape[1]}
+        arguments = (*sizes.values(), _address(walk.offsets), walk.reverse, *exchange)
+        self._launch(kernel, state, nonlinearity, sizes, arguments, tensors)
+
+    def check(self) -> None:
+        """Raises what a grid kernel that has finished has reported and no later call has raised yet.
+
+        Nothing else looks after a captured CUDA graph was replayed: synchronise, then call this.
+
+        Raises:
+            RuntimeError: a block waited in vain for another's result; device and step are named.
+        """
+        for device in self._faults:
+            self._fault(device)
+
+    def _fault(self, device: torch.device) -> int:
+        """The address of a word in which grid kernels on `device` report that they waited in vain.
+
+        They are not waited for, so a fault of an earlier call is what this finds, and raises.
+        """
+        if device not in self._faults:
+            self._faults[device] = self._pinned_word()
+        word = self._faults[device]
+        step = int(word)
+        if step:
+            word.zero_()
+            raise RuntimeError(
+                f"an earlier CUDA grid kernel on {device} waited in vain for another block's result, at step"
+                f" {step - 1} of its walk; its results contain NaN"
+            )
+        return word.data_ptr()
+
+    def _pinned_word(self) -> Tensor:
+        return torch.zeros(1, dtype=torch.int32, pin_memory=True)
+
+    def _launch(
+        self,
+        kernel: str,
+        like: Tensor,
+        nonlinearity: str,
+        sizes: dict[str, int],
+        arguments: tuple[int, ...],
+        tensors: tuple[Optional[Tensor], ...],
+    ) -> None:
+        """Calls a launcher of csrc/cuda/bindings.cpp on the device and the current stream of `like`.
+
+        Raises:
+            RuntimeError: the launch failed; kernel and sizes are named.
+        """
+        with self._on(like) as stream:
+            result = getattr(native, kernel)(
+                DTYPES[like.dtype],
+                ACTIVATIONS[nonlinearity],
+                _tf32(like.dtype),
+                *arguments,
+                *map(_address, tensors),
+                stream,
+            )
+        if result != 0:
+            shape = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            raise RuntimeError(
+                f"CUDA kernel {kernel} failed for {like.dtype}, {shape}: {native.message(result)}"
+            )
+
+    @contextmanager
+    def _on(self, tensor: Tensor) -> Iterator[int]:
+        """Makes the tensor's device current, and gives its current stream."""
+        with torch.cuda.device(tensor.device):
+            yield torch.cuda.current_stream().cuda_stream
+
+
+def _tf32(dtype: torch.dtype) -> bool:
+    return dtype is torch.float32 and tf32()
+
+
+def _resident(state: Tensor) -> bool:
+    """Whether W_hh fits into one block's registers, for a state [B, H]."""
+    return state.shape[1] <= native.resident_limit(DTYPES[state.dtype], _tf32(state.dtype))
+
+
+def _address(tensor: Optional[Tensor]) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _with_padded_rows(like: Tensor) -> Tensor:
+    """New memory for a matrix whose rows are multiples of 16 bytes, as grid kernels exchange them."""
+    elements = 16 // like.itemsize
+    return like.new_empty(like.shape[0], -(-like.shape[1] // elements) * elements)
+
+
+def _padded(tensor: Tensor, like: Tensor) -> Tensor:
+    missing = like.shape[1] - tensor.shape[1]
+    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
+
+
+def _aligned(tensor: Optional[Tensor]) -> Optional[Tensor]:
+    """The kernels of the recurrence load several elements at once, from multiples of 16 bytes."""
+    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def _dotted(capability: int) -> str:
+    return f"{capability // 10}.{capability % 10}"

@@ -1,0 +1,108 @@
+"""bench.gpu and bench.crossover: their parts, run on the CPU with backends that run there."""
+
+import json
+
+import pytest
+import torch
+
+from bench import crossover, gpu
+from rnnfast import dispatch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Others would spend longer waking up than working."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def collect(part, **options):
+    found = {}
+    part(found.__setitem__, device="cpu", **options)
+    return found
+
+
+def test_check_finds_what_is_right():
+    found = collect(gpu.check, backends=("aten",), hidden=(20,), batches=(3,))
+    assert len(found) == 5 * 4
+    assert {result["status"] for result in found.values()} == {"right"}, found
+
+
+def test_check_finds_what_is_wrong_and_what_is_refused(monkeypatch):
+    plain = gpu.rnn_sequence
+    monkeypatch.setattr(gpu, "rnn_sequence", lambda *a, **k: [1.2 * r for r in plain(*a, **k)])
+    found = collect(gpu.check, backends=("eager", "cuda"), hidden=(20,), batches=(3,))
+    assert {r["status"] for key, r in found.items() if "eager" in key and "T6" in key} == {"wrong"}
+    assert {r["status"] for key, r in found.items() if "eager" in key and "T1" in key} == {"right"}
+    assert {r["status"] for key, r in found.items() if key.startswith("cuda")} == {"failed"}
+
+
+def test_timing_and_summary(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "STEPS", 8)
+    found = collect(gpu.timing, backends=("eager",), sizes=[(2, 16)], seconds=0.01)
+    assert set(found) == {f"{kind} B2 H16 {mode}" for kind in gpu.KINDS for mode in ("forward", "training")}
+    for value in found.values():
+        assert all(
+            value["results"][name]["median"] > 0 for name in ("rnnfast-eager", "rnnfast-aten", "torch-rnn")
+        )
+    text, well = gpu.summary({"timing": found}, {"timing": "complete"})
+    assert well and text == "timing: complete; 24 timed"
+    wrong = {"a": {"status": "wrong", "worst": "h_n"}}
+    assert gpu.summary({"check": wrong}, {"check": "complete"}) == (
+        "check: complete; 1 wrong\n  a: wrong h_n",
+        False,
+    )
+    assert not gpu.summary({"timing": found}, {"timing": "stopped after 300 s"})[1]
+
+
+def test_part_keeps_what_it_has(tmp_path, monkeypatch):
+    def stopped(put):
+        put("first", 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(gpu.PARTS, "check", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run_part("check", tmp_path)
+    assert json.loads((tmp_path / "check.json").read_text()) == {"first": 1}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["--out", str(tmp_path)])
+    assert "torch finds no CUDA device" in capsys.readouterr().err
+
+
+def measured(batch, hidden, ours, theirs, training=False, kind="bfloat16"):
+    case = {"dtype": "float32" if kind == "tf32" else kind, "training": training, "steps": 512}
+    case |= {"hidden_size": hidden, "batch": batch}
+    results = {"rnnfast-cuda": {"median": ours}, "rnnfast-aten": {"median": theirs}, "torch-rnn": {}}
+    return {"kind": kind, "case": case, "results": results}
+
+
+def test_crossover():
+    cells = [
+        measured(1, 64, 1, 2),
+        measured(16, 64, 1.02, 1),  # within what is tolerated
+        measured(64, 64, 1.2, 1),  # lost: no claim from here on
+        measured(256, 64, 1, 2),
+        measured(1, 128, 1, 2),
+        measured(1, 256, 2, 1),
+        measured(1, 64, 1, 2, kind="tf32"),
+        measured(1, 64, 3, 2, kind="float32"),
+        measured(1, 64, None, 2, training=True),
+    ]
+    for index, value in enumerate(cells):
+        if value["results"]["rnnfast-cuda"]["median"] is None:
+            cells[index]["results"]["rnnfast-cuda"] = {"status": "refused"}
+    found = [
+        eval(source.rstrip(","), {"Region": dispatch.Region, "UNBOUNDED": dispatch.UNBOUNDED})
+        for source in crossover.regions(dict(enumerate(cells)), "cuda")
+    ]
+    only = {"dtypes": frozenset({"bfloat16"}), "grad": False, "steps": (512, dispatch.UNBOUNDED)}
+    assert found == [
+        dispatch.Region("sequence", hidden_size=(1, 65), batch=(0, 17), **only),
+        dispatch.Region("sequence", hidden_size=(65, 129), batch=(0, 2), **only),
+    ]

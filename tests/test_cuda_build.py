@@ -1,0 +1,147 @@
+"""What nvcc makes of csrc/cuda, without a GPU: that it compiles, and what each kernel takes."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def load_helper():
+    spec = importlib.util.spec_from_file_location("nvcc", ROOT / "csrc" / "cuda" / "nvcc.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+nvcc = load_helper()
+needs_nvcc = pytest.mark.skipif(nvcc.find() is None, reason="there is no nvcc")
+
+# Registers that a thread may take: a multiprocessor has 65536, and no thread more than 255. The first pattern
+# that matches a kernel's name counts.
+BUDGET = {
+    r"resident_\w+<MatrixEngine16<\w+, 256, 8>": 248,  # 256 threads, one block a multiprocessor
+    r"resident_\w+<MatrixEngine16<\w+, 192, 6>": 224,  # 192 threads
+    r"resident_\w+<FmaEngine<192, 2>": 168,  # 384 threads
+    r"resident_\w+<FmaEngine<128, 1>": 248,  # 128 threads, two blocks a multiprocessor
+    r"resident_\w+<MatrixEngineTf32<128, 8>": 192,  # 256 threads
+    r"resident_\w+<MatrixEngineTf32<64, 4>": 168,  # 128 threads, two blocks a multiprocessor and more
+    r"resident_\w+<": 128,  # at most 256 threads, two blocks a multiprocessor or more
+    r"step_\w+<": 168,
+    r"grid::recur<.*, 16>": 128,  # 512 threads
+    r"grid::recur<": 255,  # 256 threads
+}
+
+
+@lru_cache
+def kernels():
+    """(readable name, usage) of every kernel and architecture; compiles what isn't compiled yet."""
+    reports = [path.with_suffix(".txt").read_text() for path in nvcc.compile_all(nvcc.find())]
+    found = [usage for report in reports for usage in nvcc.usage(report)]
+    names = subprocess.run(
+        ["c++filt"], input="\n".join(u.kernel for u in found), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert sum(report.count("Compiling entry function") for report in reports) == len(found)
+    return [(name.replace("rnnfast::cuda::", ""), usage) for name, usage in zip(names, found, strict=True)]
+
+
+@needs_nvcc
+def test_every_kernel_is_there_for_every_architecture():
+    by_architecture = {
+        architecture: {name for name, usage in kernels() if usage.architecture == architecture}
+        for architecture in nvcc.ARCHITECTURES
+    }
+    assert all(by_architecture.values())
+    assert len(set(map(frozenset, by_architecture.values()))) == 1
+
+
+@needs_nvcc
+def test_no_kernel_spills_or_has_a_stack():
+    assert not [(name, usage) for name, usage in kernels() if usage.spilled or usage.stack]
+
+
+@needs_nvcc
+def test_registers_are_within_budget():
+    for name, usage in kernels():
+        budget = next(limit for pattern, limit in BUDGET.items() if re.search(pattern, name))
+        assert usage.registers <= budget, f"{name} on {usage.architecture}: {usage.registers} registers"
+
+
+def test_where_nvcc_is_looked_for(tmp_path, monkeypatch):
+    compiler = tmp_path / "bin" / "nvcc"
+    compiler.parent.mkdir()
+    compiler.touch(0o755)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert nvcc.find() == str(compiler)
+    monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.setenv("PATH", str(compiler.parent))
+    assert nvcc.find() == str(compiler)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert nvcc.find() is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({}, None),
+        ({"RNNFAST_CUDA": "auto", "FORCE_CUDA": "1"}, None),
+        ({"RNNFAST_CUDA": "0"}, False),
+        ({"RNNFAST_CUDA": "1"}, True),
+        ({"FORCE_CUDA": "1"}, True),
+    ],
+)
+def test_environment(environment, wanted, monkeypatch):
+    for name in ("RNNFAST_CUDA", "FORCE_CUDA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert nvcc.wanted() is wanted
+
+
+def test_environment_that_means_nothing(monkeypatch):
+    monkeypatch.setenv("RNNFAST_CUDA", "yes")
+    with pytest.raises(ValueError, match="RNNFAST_CUDA must be auto, 0 or 1, got 'yes'"):
+        nvcc.wanted()
+
+
+# ---- the extension ---------------------------------------------------------------------------------
+
+WITHOUT_DEVICE = """
+import torch, rnnfast
+from rnnfast import _cuda
+from rnnfast.functional import rnn_step
+assert _cuda.device_count() == 0 and _cuda.current_device() == (0, 0, 0), "there is a device"
+for result in (-1, -2, -3, 35, 719):
+    print(_cuda.message(result))
+print(rnnfast.show_config())
+rnnfast.RNN(4, 8, backend="cuda")
+"""
+
+
+def run(code):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rnnfast._cuda") is None, reason="rnnfast._cuda is not built")
+def test_extension_without_a_driver_imports_and_says_so():
+    result = run(WITHOUT_DEVICE)
+    assert "there is no kernel for this dtype and size" in result.stdout, result.stderr
+    assert "cuda     not available: no CUDA device" in result.stdout
+    assert "RuntimeError: backend 'cuda' is not available: no CUDA device" in result.stderr
+
+
+def test_package_without_the_extension():
+    code = "import sys; sys.modules['rnnfast._cuda'] = None; import rnnfast; print(rnnfast.show_config())"
+    assert "cuda     not available: the CUDA extension is not built" in run(code).stdout
