@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc') setup.py
 
-.PHONY: run test lint format bench clean
+# Triton of the oldest and the newest supported CUDA builds of torch, beside the newest one, which `pip` installs.
+OTHER_TRITONS := 3.6.0 3.7.1
+
+.PHONY: run test test-triton lint format bench clean
 
 # Train a character-level language model with rnnfast.RNN and torch.nn.RNN side by side, then time both over shapes.
 run: $(VENV)/.installed-bench
@@ -14,6 +17,16 @@ run: $(VENV)/.installed-bench
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),,OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted)
+
+# The Triton kernels compiled by other releases of Triton.
+test-triton: $(OTHER_TRITONS:%=$(VENV)/triton/%)
+	for version in $(OTHER_TRITONS); do \
+	  PYTHONPATH=$(VENV)/triton/$$version $(BIN)/python -m pytest tests/test_triton_compile.py -k "row_fits or registers" || exit 1; \
+	done
+
+$(VENV)/triton/%: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$*
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

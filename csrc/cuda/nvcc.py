@@ -46,7 +46,7 @@ def wanted() -> Optional[bool]:
 
 
 def static_runtime(nvcc: str) -> str:
-    """The CUDA runtime to link in, so that the extension loads without a CUDA installation and beside any torch."""
+    """The CUDA runtime to link in: the extension then loads without CUDA installed, beside any torch."""
     trial = subprocess.run(
         [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
     )

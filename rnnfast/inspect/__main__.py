@@ -29,8 +29,18 @@ def main(arguments: Optional[list[str]] = None) -> None:
     parser.add_argument(
         "--dump", metavar="FORM", help="print the code instead: ttir, ttgir, llir, ptx, sass, asm"
     )
+    parser.add_argument("--table", action="store_true", help="what every row of the Triton table takes")
     asked = parser.parse_args(arguments)
 
+    if asked.table:
+        reason = triton.unavailable()
+        if reason is not None:
+            fail(f"the Triton kernels can't be compiled here: {reason}")
+        try:
+            print(triton.table(asked.arch))
+        except (ValueError, RuntimeError) as error:
+            fail(str(error))
+        return
     if asked.kernel is None:
         print(listing())
         return

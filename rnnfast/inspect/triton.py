@@ -72,6 +72,25 @@ def inspect(name: str, options: Options) -> Report:
     )
 
 
+def table(arch: int) -> str:
+    """What every row of the configuration table takes on an architecture, as Markdown."""
+    from ..kernels import table as rows
+
+    lines = [
+        f"sm_{arch} | warps | registers | shared memory | spills | barriers a step | matrix instructions",
+        "--- | --- | --- | --- | --- | --- | ---",
+    ]
+    for size, precision, hidden in rows.RESIDENT:
+        for name in ("sequence_forward", "sequence_backward"):
+            options = Options(arch, "bf16" if size == 2 else "fp32", hidden, tf32=precision == rows.TF32)
+            report = inspect(name, options)
+            label = f"{name} {'16-bit' if size == 2 else 'fp32 ' + precision} {hidden}"
+            facts = [report.facts[fact].split()[0] for fact in ("warps", "registers", "shared memory")]
+            counts = [report.loop["barrier"], report.loop["matrix multiply"]]
+            lines.append(" | ".join(map(str, [label, *facts, report.spilled, *counts])))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
 def architectures() -> list[int]:
     """The architectures that the assemblers of the installed Triton know."""
     names: set[str] = set()

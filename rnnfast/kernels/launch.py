@@ -32,7 +32,6 @@ class Launch:
     constants: dict[str, Any]
     warps: int
     stages: int
-    alone: bool = False  # one program a multiprocessor: it may have all registers
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -40,8 +39,9 @@ class Launch:
 
     def options(self) -> dict[str, Any]:
         options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
-        if self.alone and torch.version.hip is None:
-            # Else the assembler for sm_120 spills a little to fit more programs, which brings nothing here.
+        if torch.version.hip is None:
+            # All the registers that there are: by itself the assembler spills a little to fit more programs
+            # on a multiprocessor (8 bytes in two kernels for sm_90), which brings nothing here.
             options["maxnreg"] = min(255, 65536 // (32 * self.warps))
         return options
 
@@ -101,7 +101,14 @@ def tile_constants(tiles: Tiles) -> dict[str, int]:
 
 
 def strides(**matrices: Tensor) -> dict[str, int]:
-    """The arguments NAME_row and NAME_col for each matrix."""
+    """The arguments NAME_row and NAME_col for each matrix.
+
+    Raises:
+        ValueError: a stride is so large that offsets within a tile would not fit 32 bits.
+    """
+    for name, matrix in matrices.items():
+        if max(matrix.stride()) >= 2**24:
+            raise ValueError(f"{name}: strides {matrix.stride()} must be less than 2^24 elements")
     return {
         f"{name}_{axis}": matrix.stride(i)
         for name, matrix in matrices.items()

@@ -13,35 +13,40 @@ from .activation import activation_backward
 
 @triton.jit
 def multiply(
-    acc,  # [BLOCK_M, BLOCK_N] float32
+    acc,  # [BLOCK_M, BLOCK_N] float32, updated
     a,  # element (m, k) at a + m * a_m + k * a_k
     a_m,
     a_k,
     h,  # like a: where given, a stands for activation_backward(a, h); else None
-    m,  # [BLOCK_M] int64, the rows of a
+    m0,  # int64, the first row of the tile
     M,
     b,  # element (k, n) at b + k * b_k + n * b_n
     b_k,
     b_n,
-    n,  # [BLOCK_N] int64, the columns of b
+    n0,  # int64, the first column of the tile
     N,
     K,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    k = tl.arange(0, BLOCK_K).to(tl.int64)
+    # 64 bits for where a tile begins, 32 inside it: offsets of every element in 64 bits would spill.
+    m = tl.arange(0, acc.shape[0])
+    n = tl.arange(0, acc.shape[1])
+    k = tl.arange(0, BLOCK_K)
     a_at = m[:, None] * a_m + k[None, :] * a_k
     b_at = k[:, None] * b_k + n[None, :] * b_n
+    a_start, b_start = m0 * a_m, n0 * b_n
+    rows, columns = (m0 + m < M)[:, None], (n0 + n < N)[None, :]
     for start in range(0, K, BLOCK_K):
         inside = k < K - start
-        a_mask = (m < M)[:, None] & inside[None, :]
-        a_tile = tl.load(a + a_at, mask=a_mask, other=0.0)
+        a_mask = rows & inside[None, :]
+        a_tile = tl.load(a + a_start + a_at, mask=a_mask, other=0.0)
         if h is not None:
-            h_tile = tl.load(h + a_at, mask=a_mask, other=0.0).to(tl.float32)
+            h_tile = tl.load(h + a_start + a_at, mask=a_mask, other=0.0).to(tl.float32)
             a_tile = activation_backward(a_tile.to(tl.float32), h_tile, ACTIVATION).to(a_tile.dtype)
-        b_tile = tl.load(b + b_at, mask=inside[:, None] & (n < N)[None, :], other=0.0)
+        b_tile = tl.load(b + b_start + b_at, mask=inside[:, None] & columns, other=0.0)
         acc = tl.dot(a_tile, b_tile, acc, input_precision=PRECISION)
-        a_at += BLOCK_K * a_k
-        b_at += BLOCK_K * b_k
+        a_start += tl.cast(a_k, tl.int64) * BLOCK_K
+        b_start += tl.cast(b_k, tl.int64) * BLOCK_K
     return acc

@@ -212,7 +212,6 @@ def sequence_forward(
         _constants(walk, form_of(nonlinearity, pre.dtype), precision, block, row),
         row.warps,
         stages=1,
-        alone=True,
     )
 
 
@@ -244,9 +243,8 @@ def sequence_backward(
             "H": out.shape[1],
         },
         _constants(walk, nonlinearity, precision, block, row),
-        row.warps,
+        row.backward_warps,
         stages=1,
-        alone=True,
     )
 
 

@@ -56,12 +56,14 @@ def step_forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m0 = tl.program_id(0).to(tl.int64) * BLOCK_M
+    m = m0 + tl.arange(0, BLOCK_M)
+    n0 = tl.program_id(1).to(tl.int64) * BLOCK_N
+    n = n0 + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    acc = multiply(acc, x, x_row, x_col, None, m, B, w_ih, w_ih_col, w_ih_row, n, H, I,
+    acc = multiply(acc, x, x_row, x_col, None, m0, B, w_ih, w_ih_col, w_ih_row, n0, H, I,
                    BLOCK_K, PRECISION, "")  # fmt: skip
-    acc = multiply(acc, h, h_row, h_col, None, m, B, w_hh, w_hh_col, w_hh_row, n, H, H,
+    acc = multiply(acc, h, h_row, h_col, None, m0, B, w_hh, w_hh_col, w_hh_row, n0, H, H,
                    BLOCK_K, PRECISION, "")  # fmt: skip
     if b_ih is not None:
         acc += tl.load(b_ih + n, mask=n < H, other=0.0).to(tl.float32)[None, :]
@@ -93,20 +95,23 @@ def step_backward_input_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m0 = tl.program_id(0).to(tl.int64) * BLOCK_M
+    m = m0 + tl.arange(0, BLOCK_M)
     tile = tl.program_id(1)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if tile < X_TILES:
-        n = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        n0 = tile.to(tl.int64) * BLOCK_N
+        n = n0 + tl.arange(0, BLOCK_N)
         if dx is not None:
-            acc = multiply(acc, grad, H, 1, out, m, B, w_ih, w_ih_row, w_ih_col, n, I, H,
+            acc = multiply(acc, grad, H, 1, out, m0, B, w_ih, w_ih_row, w_ih_col, n0, I, H,
                            BLOCK_K, PRECISION, ACTIVATION)  # fmt: skip
             mask = (m < B)[:, None] & (n < I)[None, :]
             tl.store(dx + m[:, None] * I + n[None, :], acc.to(dx.dtype.element_ty), mask=mask)
     else:
-        n = (tile - X_TILES).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        n0 = (tile - X_TILES).to(tl.int64) * BLOCK_N
+        n = n0 + tl.arange(0, BLOCK_N)
         if dh is not None:
-            acc = multiply(acc, grad, H, 1, out, m, B, w_hh, w_hh_row, w_hh_col, n, H, H,
+            acc = multiply(acc, grad, H, 1, out, m0, B, w_hh, w_hh_row, w_hh_col, n0, H, H,
                            BLOCK_K, PRECISION, ACTIVATION)  # fmt: skip
             mask = (m < B)[:, None] & (n < H)[None, :]
             tl.store(dh + m[:, None] * H + n[None, :], acc.to(dh.dtype.element_ty), mask=mask)
@@ -135,20 +140,23 @@ def step_backward_weight_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m0 = tl.program_id(0).to(tl.int64) * BLOCK_M
+    m = m0 + tl.arange(0, BLOCK_M)
     tile = tl.program_id(1)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if tile < X_TILES:
-        n = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        n0 = tile.to(tl.int64) * BLOCK_N
+        n = n0 + tl.arange(0, BLOCK_N)
         if dw_ih is not None:
-            acc = multiply(acc, grad, 1, H, out, m, H, x, x_row, x_col, n, I, B,
+            acc = multiply(acc, grad, 1, H, out, m0, H, x, x_row, x_col, n0, I, B,
                            BLOCK_K, PRECISION, ACTIVATION)  # fmt: skip
             mask = (m < H)[:, None] & (n < I)[None, :]
             tl.store(dw_ih + m[:, None] * I + n[None, :], acc.to(dw_ih.dtype.element_ty), mask=mask)
     else:
-        n = (tile - X_TILES).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        n0 = (tile - X_TILES).to(tl.int64) * BLOCK_N
+        n = n0 + tl.arange(0, BLOCK_N)
         if dw_hh is not None:
-            acc = multiply(acc, grad, 1, H, out, m, H, h, h_row, h_col, n, H, B,
+            acc = multiply(acc, grad, 1, H, out, m0, H, h, h_row, h_col, n0, H, B,
                            BLOCK_K, PRECISION, ACTIVATION)  # fmt: skip
             mask = (m < H)[:, None] & (n < H)[None, :]
             tl.store(dw_hh + m[:, None] * H + n[None, :], acc.to(dw_hh.dtype.element_ty), mask=mask)
@@ -158,9 +166,9 @@ def step_backward_weight_kernel(
             total = tl.zeros((BLOCK_M,), tl.float32)
             for start in range(0, B, BLOCK_K):
                 at = (start + k)[None, :] * H + m[:, None]
-                mask = (start + k < B)[None, :] & (m < H)[:, None]
-                g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
-                y = tl.load(out + at, mask=mask, other=0.0).to(tl.float32)
+                both = (start + k < B)[None, :] & (m < H)[:, None]
+                g = tl.load(grad + at, mask=both, other=0.0).to(tl.float32)
+                y = tl.load(out + at, mask=both, other=0.0).to(tl.float32)
                 total += tl.sum(activation_backward(g, y, ACTIVATION), axis=1)
             tl.store(db + m, total.to(db.dtype.element_ty), mask=m < H)
 
@@ -251,7 +259,7 @@ def step_backward_weight(
     precision: str,
 ) -> Launch:
     (batch, hidden), inputs = grad.shape, x.shape[1]
-    tiles = table.WEIGHTS[grad.dtype.itemsize]
+    tiles = table.WEIGHTS
     x_tiles = cover(inputs, tiles.n) if dw_ih is not None else 0
     columns = x_tiles + (cover(hidden, tiles.n) if dw_hh is not None else 0)
     return Launch(

@@ -45,8 +45,10 @@ def stepwise_forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m0 = tl.program_id(0).to(tl.int64) * BLOCK_M
+    m = m0 + tl.arange(0, BLOCK_M)
+    n0 = tl.program_id(1).to(tl.int64) * BLOCK_N
+    n = n0 + tl.arange(0, BLOCK_N)
     at = m[:, None] * H + n[None, :]
     unit = (n < H)[None, :]
     everyone = (m < B)[:, None] & unit
@@ -54,7 +56,7 @@ def stepwise_forward_kernel(
     row = tl.cast(first, tl.int64) * H
     acc = tl.load(pre + row + at, mask=active, other=0.0).to(tl.float32)
     old = tl.load(state + at, mask=everyone, other=0.0)
-    acc = multiply(acc, state, H, 1, None, m, B, w_hh, 1, H, n, H, H, BLOCK_K, PRECISION, "")
+    acc = multiply(acc, state, H, 1, None, m0, B, w_hh, 1, H, n0, H, H, BLOCK_K, PRECISION, "")
     new = activate(acc, ACTIVATION).to(old.dtype)
     tl.store(out + row + at, new, mask=active)
     tl.store(new_state + at, tl.where(active, new, old), mask=everyone)
@@ -80,8 +82,10 @@ def stepwise_backward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m0 = tl.program_id(0).to(tl.int64) * BLOCK_M
+    m = m0 + tl.arange(0, BLOCK_M)
+    n0 = tl.program_id(1).to(tl.int64) * BLOCK_N
+    n = n0 + tl.arange(0, BLOCK_N)
     at = m[:, None] * H + n[None, :]
     unit = (n < H)[None, :]
     everyone = (m < B)[:, None] & unit
@@ -94,7 +98,7 @@ def stepwise_backward_kernel(
         g += tl.load(dh_n + at, mask=active & (m >= before)[:, None], other=0.0).to(tl.float32)
     h = tl.load(out + row + at, mask=active, other=0.0).to(tl.float32)
     old = tl.load(last + at, mask=everyone, other=0.0)
-    g = multiply(g, last, H, 1, None, m, B, w_hh, H, 1, n, H, H, BLOCK_K, PRECISION, "")
+    g = multiply(g, last, H, 1, None, m0, B, w_hh, H, 1, n0, H, H, BLOCK_K, PRECISION, "")
     d = activation_backward(g, h, ACTIVATION).to(old.dtype)
     tl.store(dpre + row + at, d, mask=active)
     tl.store(new_last + at, tl.where(active, d, old), mask=everyone)

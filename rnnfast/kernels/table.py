@@ -2,7 +2,7 @@
 
 There is no tuning at run time, and the batch is in no key: so a sequence is computed by the same tiles in
 whatever batch it is, and no call ever waits for a search. tests/test_triton_compile.py compiles every row
-for every architecture and asserts that nothing spills; `python -m rnnfast.inspect` prints what a row takes.
+and asserts that nothing spills; `python -m rnnfast.inspect --table` prints what every row takes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Resident:
 
     rows: int  # BLOCK_B
     warps: int
+    backward_warps: int
     keep: bool  # whether the registers have room for W_hh, else it is read from shared memory in every step
     shared: int  # bytes of shared memory, the most that either kernel takes
 
@@ -38,21 +39,23 @@ class Tiles:
     stages: int
 
 
-# By (bytes of an element, precision, BLOCK_H); H is padded up to the next BLOCK_H.
+# By (bytes of an element, precision, BLOCK_H); H is padded up to the next BLOCK_H. Warps: so many that a
+# thread has 8 elements of the state, which change between layouts in one round, with one pair of barriers;
+# fewer where the backward of H = 256 needs more than the 128 registers a thread that 16 warps leave it.
 RESIDENT = {
-    (2, TF32, 16): Resident(16, 1, True, 0),
-    (2, TF32, 32): Resident(16, 2, True, 0),
-    (2, TF32, 64): Resident(16, 4, True, 0),
-    (2, TF32, 128): Resident(16, 8, True, 0),
-    (2, TF32, 256): Resident(16, 16, True, 0),
-    (4, TF32, 16): Resident(16, 1, True, 0),
-    (4, TF32, 32): Resident(16, 2, True, 0),
-    (4, TF32, 64): Resident(16, 4, True, 0),
-    (4, TF32, 128): Resident(16, 8, True, 0),
-    (4, EXACT, 16): Resident(16, 1, True, 0),
-    (4, EXACT, 32): Resident(16, 2, True, 0),
-    (4, EXACT, 64): Resident(16, 4, True, 0),
-    (4, EXACT, 128): Resident(16, 8, False, 0),
+    (2, TF32, 16): Resident(16, 1, 1, True, 1536),
+    (2, TF32, 32): Resident(16, 2, 2, True, 4096),
+    (2, TF32, 64): Resident(16, 4, 4, True, 12288),
+    (2, TF32, 128): Resident(16, 8, 8, True, 40960),
+    (2, TF32, 256): Resident(16, 16, 8, True, 147456),
+    (4, TF32, 16): Resident(16, 1, 1, True, 2048),
+    (4, TF32, 32): Resident(16, 2, 2, True, 8192),
+    (4, TF32, 64): Resident(16, 4, 4, True, 24576),
+    (4, TF32, 128): Resident(16, 8, 8, True, 81920),
+    (4, EXACT, 16): Resident(16, 1, 1, True, 2048),
+    (4, EXACT, 32): Resident(16, 2, 2, True, 8192),
+    (4, EXACT, 64): Resident(16, 4, 4, True, 32768),
+    (4, EXACT, 128): Resident(16, 8, 8, False, 147456),
 }
 
 # By bytes of an element. Narrow tiles: a step has little work, and more programs share reading the weights.
@@ -60,11 +63,8 @@ STEP = {
     2: Tiles(16, 32, 128, 4, 3),
     4: Tiles(16, 32, 64, 4, 3),
 }
-# Weight gradients sum over the batch.
-WEIGHTS = {
-    2: Tiles(64, 64, 32, 4, 3),
-    4: Tiles(64, 64, 32, 4, 3),
-}
+# Weight gradients sum over the batch; a larger tile spills where it is loaded element by element.
+WEIGHTS = Tiles(32, 64, 32, 4, 3)
 
 
 def resident(dtype: torch.dtype, precision: str, hidden_size: int) -> Optional[tuple[int, Resident]]:
