@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.errors import TritonError
 
 from .table import Tiles
 
@@ -40,7 +41,7 @@ class Launch:
     def options(self) -> dict[str, Any]:
         options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
         if self.alone and torch.version.hip is None:
-            # Else the assembler for sm_120 spills a little to fit more programs, which would bring nothing here.
+            # Else the assembler for sm_120 spills a little to fit more programs, which brings nothing here.
             options["maxnreg"] = min(255, 65536 // (32 * self.warps))
         return options
 
@@ -57,7 +58,7 @@ class Launch:
                 **self.constants,
                 **self.options(),
             )
-        except RuntimeError as error:
+        except (RuntimeError, TritonError) as error:
             sizes = ", ".join(f"{k}={v}" for k, v in arguments.items() if isinstance(v, int))
             raise RuntimeError(f"Triton kernel {self.name} ({sizes}): {error}") from error
 
