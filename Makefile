@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc') setup.py
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
+BUILD := $(SOURCES) setup.py csrc/cuda/nvcc.py
+FORMATTED := $(SOURCES) $(wildcard bench/*.cu $(addprefix tests/cuda_on_cpu/*,.cu .cpp .h))
 
 # Triton of the oldest and the newest supported CUDA builds of torch, beside the newest one, which `pip` installs.
 OTHER_TRITONS := 3.6.0 3.7.1
@@ -32,12 +34,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES))
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter csrc/%,$(SOURCES))
+	$(BIN)/clang-format -i $(FORMATTED)
 
 # The figures of the README: about ten minutes on a quiet machine.
 bench: $(VENV)/.installed-bench
@@ -50,7 +52,7 @@ $(VENV)/.created: constraints.txt
 	$(BIN)/python -m pip install --quiet -r constraints.txt
 	touch $@
 
-$(VENV)/.installed-%: $(VENV)/.created pyproject.toml $(SOURCES)
+$(VENV)/.installed-%: $(VENV)/.created pyproject.toml $(BUILD)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
 	touch $@
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from rnnfast.inspect import cuda as inspect
+from rnnfast.inspect.report import Options
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,12 +32,13 @@ needs_nvcc = pytest.mark.skipif(nvcc.find() is None, reason="there is no nvcc")
 # that matches a kernel's name counts.
 BUDGET = {
     r"resident_\w+<MatrixEngine16<\w+, 256, 8>": 248,  # 256 threads, one block a multiprocessor
-    r"resident_\w+<MatrixEngine16<\w+, 192, 6>": 224,  # 192 threads
-    r"resident_\w+<FmaEngine<192, 2>": 168,  # 384 threads
-    r"resident_\w+<FmaEngine<128, 1>": 248,  # 128 threads, two blocks a multiprocessor
-    r"resident_\w+<MatrixEngineTf32<128, 8>": 192,  # 256 threads
-    r"resident_\w+<MatrixEngineTf32<64, 4>": 168,  # 128 threads, two blocks a multiprocessor and more
-    r"resident_\w+<": 128,  # at most 256 threads, two blocks a multiprocessor or more
+    r"resident_\w+<MatrixEngine16<\w+, 192, 6>": 224,  # 192 threads, one block
+    r"resident_\w+<MatrixEngine16<\w+, 128, 8>": 128,  # 256 threads, two blocks
+    r"resident_\w+<MatrixEngineTf32<128, 8>": 248,  # 256 threads, one block
+    r"resident_\w+<FmaEngine<192, 2>": 168,  # 384 threads, one block
+    r"resident_\w+<FmaEngine<128, 2>": 128,  # 256 threads, two blocks
+    r"resident_\w+<FmaEngine<128, 1>": 248,  # 128 threads, two blocks
+    r"resident_\w+<": 168,  # at most 128 threads, three blocks
     r"step_\w+<": 168,
     r"grid::recur<.*, 16>": 128,  # 512 threads
     r"grid::recur<": 255,  # 256 threads
@@ -140,6 +144,27 @@ def test_extension_without_a_driver_imports_and_says_so():
     assert "there is no kernel for this dtype and size" in result.stdout, result.stderr
     assert "cuda     not available: no CUDA device" in result.stdout
     assert "RuntimeError: backend 'cuda' is not available: no CUDA device" in result.stderr
+
+
+@pytest.mark.skipif(inspect.unavailable() is not None, reason=str(inspect.unavailable()))
+@pytest.mark.parametrize("name", inspect.kernels())
+def test_inspect(name):
+    for arch, dtype, tf32 in ((90, "fp32", False), (80, "fp32", True), (120, "bf16", True)):
+        report = inspect.inspect(name, Options(arch, dtype, 100, tf32=tf32))
+        assert report.spilled == 0
+        assert report.loop["matrix multiply" if tf32 else "fused multiply-add"] > 0
+        assert (report.floor is not None) == name.startswith("resident")
+
+
+@pytest.mark.skipif(inspect.unavailable() is not None, reason=str(inspect.unavailable()))
+def test_inspect_refuses_what_is_not_there():
+    for options, reason in (
+        (Options(75), "no code for 75"),
+        (Options(hidden=257), "hidden size of 257"),
+        (Options(dtype="fp64"), "no cuda.resident_forward for fp64"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            inspect.inspect("resident_forward", options)
 
 
 def test_package_without_the_extension():

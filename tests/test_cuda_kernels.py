@@ -5,6 +5,7 @@ What this proves and what it doesn't is said in tests/cuda_on_cpu/machine.h.
 
 import re
 import zlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -300,6 +301,24 @@ def test_refusals(changes, reason):
     problem |= {"batch": 2, "steps": 3}
     assert dispatch.why_not(BACKEND, Problem(**problem)) is None
     assert re.search(reason, dispatch.why_not(BACKEND, Problem(**(problem | changes))))
+
+
+@pytest.mark.parametrize(
+    ("seen_by_torch", "count", "capability", "reason"),
+    [
+        (False, 1, 90, "no CUDA device"),
+        (True, 0, 0, "no CUDA device"),
+        (True, 1, 75, "the GPU has compute capability 7.5, the kernels need 8.0"),
+        (True, 1, 80, None),
+    ],
+)
+def test_devices(seen_by_torch, count, capability, reason, monkeypatch):
+    native = SimpleNamespace(device_count=lambda: count, current_device=lambda: (capability, 100, 0))
+    monkeypatch.setattr(cuda, "native", native)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen_by_torch)
+    assert cuda.CudaBackend().unavailable() == reason
+    if reason is None:
+        assert cuda.CudaBackend().details() == "compute capability 8.0, 100 multiprocessors"
 
 
 class Failing:

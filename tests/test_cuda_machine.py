@@ -54,7 +54,7 @@ def test_correct_kernel(seed, cooperative):
     torch.testing.assert_close(data, expected())
 
 
-@pytest.mark.parametrize("fault", ["kNoBarrier", "kOneBufferTooFew", "kUnwaitedCopy"])
+@pytest.mark.parametrize("fault", ["kNoBarrier", "kOneBufferTooFew"])
 def test_race_changes_the_result_in_some_order(fault):
     results = [run(fault, seed) for seed in range(5)]
     assert any(result != 0 or not torch.equal(data, expected()) for result, _, data in results)
@@ -63,7 +63,7 @@ def test_race_changes_the_result_in_some_order(fault):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("kLonelyBarrier", r"deadlock: block \d: 32 threads at barrier 0"),
+        ("kLonelyBarrier", r"deadlock: block \d: 32 threads at a barrier"),
         ("kDivergentWarp", "while other lanes of the warp are at"),
         ("kPollForNothing", r"deadlock, nothing but polling: block \d: 64 threads at a poll"),
         ("kWaitForNextBlock", r"deadlock, nothing but polling: block 0"),

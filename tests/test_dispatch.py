@@ -54,6 +54,17 @@ def test_auto_avoids_a_backend_where_it_is_slower(monkeypatch):
     assert dispatch.choose(PROBLEM) == first
 
 
+def test_auto_waits_for_a_measurement(monkeypatch):
+    first = dispatch.choose(PROBLEM)
+    here = dispatch.Region("sequence", grad=False, batch=(1, 3), steps=(3, 4))
+    monkeypatch.setattr(dispatch, "FASTER", {first: (here,)})
+    assert dispatch.choose(PROBLEM) == first
+    monkeypatch.setattr(dispatch, "FASTER", {first: ()})
+    assert dispatch.choose(PROBLEM) != first
+    others = rnnfast.explain(rnnfast.RNN(4, 8), torch.zeros(3, 2, 4)).others
+    assert others[first] == "not measured yet to be faster for problems like this"
+
+
 @pytest.mark.parametrize(
     "region",
     [

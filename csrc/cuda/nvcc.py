@@ -46,10 +46,8 @@ def wanted() -> Optional[bool]:
 
 
 def static_runtime(nvcc: str) -> str:
-    """The CUDA runtime to link in: the extension then loads without CUDA installed, beside any torch."""
-    trial = subprocess.run(
-        [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
-    )
+    """The CUDA runtime to link in: the extension then loads without a CUDA installation, beside any torch."""
+    trial = _run([nvcc, "--dryrun", "-x", "cu", os.devnull])
     for folder in re.findall(r'"-L([^"]+)"', trial.stdout + trial.stderr):
         library = Path(folder) / "libcudart_static.a"
         if library.exists():

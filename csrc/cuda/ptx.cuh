@@ -90,32 +90,22 @@ PTX void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];"
 // ---- a block and its warps -------------------------------------------------------------------------
 
 PTX void sync_block() { __syncthreads(); }
-// Named barrier 1..15 for `threads` threads, whole warps.
-PTX void sync_named(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 PTX void sync_warp() { __syncwarp(); }
 PTX float shuffle_xor(float x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
 PTX double shuffle_xor(double x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
 PTX uint32_t shuffle_xor(uint32_t x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
-PTX uint32_t shuffle(uint32_t x, int lane) { return __shfl_sync(~0u, x, lane); }
 PTX bool any_in_warp(bool predicate) { return __any_sync(~0u, predicate); }
 
 // ---- matrices of 16-bit elements over a warp; lane = 4 g + q --------------------------------------------------------
 
 // Four 8x8 matrices from shared memory: lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, aligned) and
-// gets, of matrix i, elements [g][2q] and [g][2q + 1] in r[i]. `_trans` gives elements [2q][g] and [2q + 1][g].
+// gets, of matrix i, elements [g][2q] and [g][2q + 1] in r[i].
 PTX void ldmatrix(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(uint32_t(__cvta_generic_to_shared(row)))
                : "memory");
 }
-PTX void ldmatrix_trans(uint32_t (&r)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(uint32_t(__cvta_generic_to_shared(row)))
-               : "memory");
-}
-
 // Transposes an 8x8 matrix that is spread over the warp: in [g][2q, 2q + 1], out [2q, 2q + 1][g].
 PTX uint32_t movmatrix(uint32_t pair) {
   uint32_t transposed;
@@ -156,25 +146,6 @@ PTX void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// ---- copies from global to shared memory that run in the background ------------------------------------------------
-
-// 4, 8 or 16 bytes, both addresses aligned to that; zeros if not `valid` (nothing is read then). Visible to the thread
-// itself after copy_wait, to the others after a barrier that follows.
-template <int kBytes>
-PTX void copy_async(void* shared, const void* global, bool valid) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
-  const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
-  const int bytes = valid ? kBytes : 0;
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(kBytes), "r"(bytes)
-               : "memory");
-}
-PTX void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most kGroups of the groups committed last are still under way.
-template <int kGroups>
-PTX void copy_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
-}
-
 // ---- global memory between blocks ------------------------------------------------------------------
 
 // Relaxed, device scope: served by L2, never by a stale L1 line. Single 32-bit words do not tear.
@@ -210,9 +181,6 @@ PTX uint32_t load_acquire(const uint32_t* p) {
   uint32_t v;
   asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
   return v;
-}
-PTX void store_release(uint32_t* p, uint32_t v) {
-  asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 PTX uint32_t atomic_add(uint32_t* p, uint32_t v) { return atomicAdd(p, v); }
 PTX void fence_device() { __threadfence(); }

@@ -48,7 +48,7 @@ class CudaBackend(RecurrenceBackend):
     def unavailable(self) -> Optional[str]:
         if native is None:
             return MISSING
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_available() or native.device_count() == 0:
             return "no CUDA device"
         capability = native.current_device()[0]
         if capability < OLDEST:

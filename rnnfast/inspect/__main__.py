@@ -7,10 +7,10 @@ import sys
 from typing import Any, NoReturn, Optional
 
 from . import __doc__ as about
-from . import cpu, triton
+from . import cpu, cuda, triton
 from .report import DTYPES, Options
 
-PROVIDERS: dict[str, Any] = {"triton": triton, "cpu": cpu}
+PROVIDERS: dict[str, Any] = {"triton": triton, "cuda": cuda, "cpu": cpu}
 
 
 def main(arguments: Optional[list[str]] = None) -> None:

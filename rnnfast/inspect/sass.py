@@ -70,17 +70,22 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def resources(path: str) -> dict[str, Resources]:
+def resources(path: str, architecture: Optional[str] = None) -> dict[str, Resources]:
     """What each kernel in a file of device code takes, by its (mangled) name."""
-    text = run("cuobjdump", "--dump-resource-usage", path)
+    text = run("cuobjdump", "--dump-resource-usage", *_only(architecture), path)
     pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
     return {name: Resources(*map(int, numbers)) for name, *numbers in re.findall(pattern, text)}
 
 
-def listings(path: str) -> dict[str, str]:
-    """The disassembly of each kernel in a file, by its (mangled) name."""
-    parts = re.split(r"^\s*Function : (\S+)\s*$", run("cuobjdump", "-sass", path), flags=re.M)
+def listings(path: str, architecture: Optional[str] = None, function: Optional[str] = None) -> dict[str, str]:
+    """The disassembly of each kernel in a file, or of one function, by its (mangled) name."""
+    asked = [*_only(architecture), *(["-fun", function] if function else [])]
+    parts = re.split(r"^\s*Function : (\S+)\s*$", run("cuobjdump", "-sass", *asked, path), flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def _only(architecture: Optional[str]) -> list[str]:
+    return ["-arch", architecture] if architecture else []
 
 
 def analyse(listing: str) -> Code:

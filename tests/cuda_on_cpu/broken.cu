@@ -27,7 +27,6 @@ enum Fault {
   kWaitForNextBlock,  // which runs at the same time only in a cooperative grid
   kPastTheEnd,        // writes behind shared memory
   kMisaligned,        // a row of a matrix that does not begin at a multiple of 16 bytes
-  kUnwaitedCopy,      // an asynchronous copy is read before it was waited for
   kFlagAlone,         // a block is told that data is there, but not made to see it
   kFlagAfterFence,    // the same as it should be
 };
@@ -67,11 +66,6 @@ __global__ void __launch_bounds__(kThreads) faulty(const Args args) {
   if (args.fault == kMisaligned) {
     uint32_t r[4];
     ptx::ldmatrix(r, &shared.values[0][1]);
-  }
-  if (args.fault == kUnwaitedCopy) {
-    ptx::copy_async<4>(&shared.values[0][thread], args.flag, true);
-    ptx::copy_commit();
-    mine += shared.values[0][thread];
   }
   for (int round = 0; round < kRounds; ++round) {
     uint32_t* values = shared.values[args.fault == kOneBufferTooFew ? 0 : round % 2];

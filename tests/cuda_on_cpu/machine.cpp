@@ -4,7 +4,6 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
-#include <deque>
 #include <map>
 #include <memory>
 #include <random>
@@ -30,12 +29,6 @@ struct Failure {};  // thrown in a fiber, the message being in `message`
 
 std::string message;
 
-struct Copy {
-  void* to;
-  const void* from;  // null: zeros
-  size_t bytes;
-};
-
 struct Block;
 
 struct Warp {
@@ -52,18 +45,13 @@ struct Thread {
   Index index;
   State state = State::kReady;
   const char* what = "";
-  std::deque<std::vector<Copy>> copies;  // groups under way, the open one last
-};
-
-struct Barrier {
-  int arrived = 0, expected = 0;
 };
 
 struct Block {
   Index index;
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<Warp> warps;
-  std::map<int, Barrier> barriers;
+  int at_barrier = 0;
   std::vector<unsigned char> memory;
   unsigned char* shared;  // aligned, inside memory
   size_t shared_bytes;
@@ -141,7 +129,6 @@ std::unique_ptr<Block> make_block(unsigned index, unsigned threads, size_t share
     auto t = std::make_unique<Thread>();
     t->block = block.get();
     t->index = {i, 0, 0};
-    t->copies.emplace_back();
     if (next_stack == stacks.size()) stacks.emplace_back(kStackBytes);
     t->fiber.start(stacks[next_stack++], thread_main, t.get());
     block->threads.push_back(std::move(t));
@@ -265,20 +252,13 @@ void check_access(const void* p, size_t bytes, bool shared, const char* what) {
     fail("%s: address %p is outside of the block's shared memory", what, p);
 }
 
-void barrier(int id, int threads) {
+void barrier() {
+  static const char* const kHere = "a barrier";
   Block* block = current->block;
-  const int expected = threads == 0 ? int(block->threads.size()) : threads;
-  Barrier& b = block->barriers[id];
-  if (b.arrived == 0) b.expected = expected;
-  if (b.expected != expected) fail("barrier %d: %d threads expected here, %d elsewhere", id, expected, b.expected);
-  static const char* const kNames[16] = {
-      "barrier 0", "barrier 1", "barrier 2",  "barrier 3",  "barrier 4",  "barrier 5",  "barrier 6",  "barrier 7",
-      "barrier 8", "barrier 9", "barrier 10", "barrier 11", "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
-  if (id < 0 || id > 15 || expected % kLanes != 0) fail("barrier %d of %d threads does not exist", id, expected);
-  if (++b.arrived < expected) return wait(State::kAtBarrier, kNames[id]);
-  b.arrived = 0;
+  if (++block->at_barrier < int(block->threads.size())) return wait(State::kAtBarrier, kHere);
+  block->at_barrier = 0;
   for (auto& t : block->threads)
-    if (t->state == State::kAtBarrier && t->what == kNames[id]) t->state = State::kReady;
+    if (t->state == State::kAtBarrier) t->state = State::kReady;
   wait(State::kReady, "");  // the last to arrive gives way, so that it isn't always first behind the barrier
 }
 
@@ -306,24 +286,6 @@ void meet(const char* what, void* argument, void (*combine)(void* const*)) {
   warp.arrived = 0;
   const size_t first = thread_index.x / kLanes * kLanes;
   for (size_t i = first; i < first + kLanes; ++i) current->block->threads[i]->state = State::kReady;
-}
-
-void copy_later(void* to, const void* from, size_t bytes) { current->copies.back().push_back({to, from, bytes}); }
-
-void copy_commit() { current->copies.emplace_back(); }
-
-void copy_wait(int groups) {
-  auto& copies = current->copies;
-  while (int(copies.size()) - 1 > groups) {
-    for (const Copy& copy : copies.front()) {
-      if (copy.from) {
-        memcpy(copy.to, copy.from, copy.bytes);
-      } else {
-        memset(copy.to, 0, copy.bytes);
-      }
-    }
-    copies.pop_front();
-  }
 }
 
 uint64_t ticks() { return clock_now += options.tick; }

@@ -90,8 +90,7 @@ inline void prefetch(const void*) {}
 
 // ---- a block and its warps -------------------------------------------------------------------------
 
-inline void sync_block() { cuda_on_cpu::barrier(0, 0); }
-inline void sync_named(int id, int threads) { cuda_on_cpu::barrier(id, threads); }
+inline void sync_block() { cuda_on_cpu::barrier(); }
 inline void sync_warp() {
   cuda_on_cpu::meet("sync_warp", nullptr, [](void* const*) {});
 }
@@ -117,7 +116,6 @@ inline int lane() { return int(threadIdx.x % kLanes); }
 inline float shuffle_xor(float x, int lanes) { return exchange("shuffle_xor", x, lane() ^ lanes); }
 inline double shuffle_xor(double x, int lanes) { return exchange("shuffle_xor", x, lane() ^ lanes); }
 inline uint32_t shuffle_xor(uint32_t x, int lanes) { return exchange("shuffle_xor", x, lane() ^ lanes); }
-inline uint32_t shuffle(uint32_t x, int from) { return exchange("shuffle", x, from); }
 inline bool any_in_warp(bool predicate) {
   struct Vote {
     bool mine, result;
@@ -136,26 +134,19 @@ struct Rows {
   const void* row;
   uint32_t* r;
 };
-template <bool kTrans>
-void load_matrices(uint32_t (&r)[4], const void* row) {
+inline void ldmatrix(uint32_t (&r)[4], const void* row) {
   cuda_on_cpu::check_access(row, 16, true, "ldmatrix");
   Rows mine{row, r};
-  cuda_on_cpu::meet(kTrans ? "ldmatrix_trans" : "ldmatrix", &mine, [](void* const* lanes) {
+  cuda_on_cpu::meet("ldmatrix", &mine, [](void* const* lanes) {
     for (int i = 0; i < 4; ++i)
       for (int g = 0; g < 8; ++g)
         for (int q = 0; q < 4; ++q) {
-          uint32_t pair = 0;
-          for (int j = 0; j < 2; ++j) {
-            const int at_row = kTrans ? 2 * q + j : g, at_column = kTrans ? g : 2 * q + j;
-            const auto* elements = static_cast<const uint16_t*>(static_cast<Rows*>(lanes[8 * i + at_row])->row);
-            pair |= uint32_t(elements[at_column]) << 16 * j;
-          }
+          uint32_t pair;
+          memcpy(&pair, static_cast<const uint16_t*>(static_cast<Rows*>(lanes[8 * i + g])->row) + 2 * q, 4);
           static_cast<Rows*>(lanes[4 * g + q])->r[i] = pair;
         }
   });
 }
-inline void ldmatrix(uint32_t (&r)[4], const void* row) { load_matrices<false>(r, row); }
-inline void ldmatrix_trans(uint32_t (&r)[4], const void* row) { load_matrices<true>(r, row); }
 
 inline uint32_t movmatrix(uint32_t pair) {
   cuda_on_cpu::meet("movmatrix", &pair, [](void* const* lanes) {
@@ -226,20 +217,6 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   });
 }
 
-// ---- asynchronous copies ---------------------------------------------------------------------------
-
-template <int kBytes>
-void copy_async(void* shared, const void* global, bool valid) {
-  cuda_on_cpu::check_access(shared, kBytes, true, "copy_async, shared");
-  if (valid) cuda_on_cpu::check_access(global, kBytes, false, "copy_async, global");
-  cuda_on_cpu::copy_later(shared, valid ? global : nullptr, kBytes);
-}
-inline void copy_commit() { cuda_on_cpu::copy_commit(); }
-template <int kGroups>
-void copy_wait() {
-  cuda_on_cpu::copy_wait(kGroups);
-}
-
 // ---- global memory between blocks ------------------------------------------------------------------
 
 template <class V>
@@ -256,10 +233,6 @@ void store_relaxed(V* p, std::common_type_t<V> v) {
   for (size_t i = 0; i < sizeof(V) / 4; ++i) cuda_on_cpu::store_later(reinterpret_cast<uint32_t*>(p) + i, words[i]);
 }
 inline uint32_t load_acquire(const uint32_t* p) { return load_relaxed(p); }
-inline void store_release(uint32_t* p, uint32_t v) {
-  cuda_on_cpu::settle_own_stores();
-  store_relaxed(p, v);
-}
 inline uint32_t atomic_add(uint32_t* p, uint32_t v) {
   const uint32_t before = *p;
   *p += v;
