@@ -2,15 +2,18 @@
 
     python -m bench.gpu --out DIR
 
-runs four parts, each in a process of its own and within its own time, since a kernel that spins would hang
-it: `check`, every GPU backend against float64 with all gradients; `latency`, the parts of a step
-(`bench.gpu_latency`); `timing`, the backends and torch.nn.RNN (cuDNN) over layers of all sizes, dtypes and
-batches; `sanitizer`, NVIDIA's compute-sanitizer over short runs of the kernels that use shared memory.
-`--parts` chooses among them.
+runs its parts, each in a process of its own and within its own time, since a kernel that spins would hang
+it, what matters most first: `check`, every GPU backend against float64 with all gradients; `timing`, the
+backends and torch.nn.RNN (cuDNN) over layers of all sizes, dtypes and batches; `steps`, the same for single
+steps and torch.nn.RNNCell; `graphs`, capture in CUDA graphs and replay; `latency`, the parts of a step
+(`bench.gpu_latency`); `kernels`, the kernels that cuDNN chooses; `sanitizer`, NVIDIA's compute-sanitizer over
+short runs of the kernels that use shared memory. `--parts` chooses among them. Without a GPU every part is
+skipped, and the file says so.
 
 DIR/PART.json is written as a part goes, so that a part that is stopped keeps what it has; DIR/gpu.json has
-all of them, with device, driver, versions and commit. `python -m bench.crossover DIR/gpu.json` makes
-dispatch's table of it. Exit status: 0, or 1 when anything was wrong, failed or ran out of time.
+all of them, with device, driver, versions and commit, and a table is printed last. Nothing but torch and
+Triton need be installed. `python -m bench.crossover DIR/gpu.json` makes dispatch's table of it. Exit status:
+0, or 1 when anything was wrong, failed or ran out of time.
 """
 
 from __future__ import annotations
@@ -20,182 +23,25 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from bench import cell, environment, gpu_latency
-from bench.inputs import make_inputs
-from bench.peers import TorchRNN
-from bench.peers.rnnfast_rnn import Rnnfast
-from bench.shapes import Case
-from bench.timing import Budget, alternate
-from rnnfast import dispatch
-from rnnfast.functional import rnn_sequence, rnn_step
-from tests import cases
+from bench import environment, gpu_graphs, gpu_latency, gpu_table
+from bench.gpu_check import BACKENDS, Put, check
+from bench.gpu_timing import steps, timing
 
-BACKENDS = ("cuda", "triton")
-SECONDS = {"check": 150, "latency": 60, "timing": 300, "sanitizer": 90}
-Put = Callable[[str, Any], None]
-
-# A name, a dtype, and for float32 whether products may be rounded to TF32.
-KINDS: dict[str, tuple[torch.dtype, bool]] = {
-    "bfloat16": (torch.bfloat16, False),
-    "float16": (torch.float16, False),
-    "tf32": (torch.float32, True),
-    "float32": (torch.float32, False),
+SECONDS = {
+    "check": 130,
+    "timing": 240,
+    "steps": 45,
+    "graphs": 20,
+    "latency": 40,
+    "kernels": 30,
+    "sanitizer": 80,
 }
-
-
-@contextmanager
-def products(tf32: bool) -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-    dispatch.find.cache_clear()  # what a backend refuses may depend on it
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-        dispatch.find.cache_clear()
-
-
-# ---- check -----------------------------------------------------------------------------------------
-
-HIDDEN = (1, 20, 33, 64, 128, 131, 192, 200, 256, 257, 512, 1000, 1024, 2048)
-BATCHES = (1, 9, 70)
-
-
-@lru_cache(maxsize=4)
-def problem(shape: tuple[int, int, int, int], nonlinearity: str, packed: bool, delicate: bool) -> cases.Case:
-    """In float64. Of `delicate` relu, rounding errors must not decide the derivative: see `cases.make`."""
-    steps, batch, *_ = shape
-    lengths = [max(1, steps - b * steps // batch) for b in range(batch)] if packed else None
-    like = torch.bfloat16 if delicate else torch.float64
-    return cases.make(shape, like, nonlinearity, lengths=lengths).to(torch.float64)
-
-
-def compare(
-    backend: str, device: str, case: cases.Case, nonlinearity: str, reverse: bool, bound: float
-) -> dict:
-    """The result of one problem: its worst error, as a part of the tolerated one."""
-    step = case.inputs["x"].dim() == 3 and case.inputs["x"].shape[0] == 1 and case.batch_sizes is None
-    if step:
-        case = cases.Case(case.inputs, case.grad_out, torch.zeros_like(case.grad_hn))
-    out, h_n, grads = cases.expected(case, nonlinearity, reverse)
-    leaves = [t.detach().to(device).requires_grad_() for t in case.args]
-    try:
-        if step:
-            results = [rnn_step(leaves[0][0], *leaves[1:], nonlinearity, backend=backend)]
-            outputs, wanted = [case.grad_out[0]], {"output": out[0]}
-        else:
-            results = list(
-                rnn_sequence(
-                    *leaves, nonlinearity, reverse=reverse, batch_sizes=case.batch_sizes, backend=backend
-                )
-            )
-            outputs, wanted = [case.grad_out, case.grad_hn], {"output": out, "h_n": h_n}
-        actual = torch.autograd.grad(results, leaves, [g.to(device) for g in outputs])
-    except RuntimeError as error:
-        status = "refused" if "can't run this problem" in str(error) else "failed"
-        return {"status": status, "reason": str(error)[:500]}
-    wanted.update({f"gradient of {name}": grad for name, grad in zip(cases.NAMES, grads, strict=True)})
-    worst = max(
-        (error_of(a, e) / bound, name)
-        for (name, e), a in zip(wanted.items(), [*results, *actual], strict=True)
-    )
-    return {"status": "right" if worst[0] <= 1 else "wrong", "worst": worst[1], "of_tolerance": worst[0]}
-
-
-def error_of(actual: Tensor, wanted: Tensor) -> float:
-    """Relative to the largest element, or to 1; infinite for NaN."""
-    error = ((actual.detach().cpu().double() - wanted).abs().max() / wanted.abs().max().clamp(min=1.0)).item()
-    return error if error == error else float("inf")
-
-
-def check(
-    put: Put,
-    device: str = "cuda",
-    backends: tuple[str, ...] = BACKENDS,
-    hidden: tuple[int, ...] = HIDDEN,
-    batches: tuple[int, ...] = BATCHES,
-) -> None:
-    ways = [(1, False, False), (6, False, False), (6, False, True), (6, True, False), (6, True, True)]
-    problems = [
-        (T, B, H, packed, reverse, "relu" if (H + B + T) % 3 == 0 else "tanh")
-        for H in hidden
-        for B in batches
-        for T, packed, reverse in ways
-    ]
-    for T, B, H, packed, reverse, nonlinearity in tqdm(problems, disable=None, desc="check"):
-        for kind, (dtype, tf32) in KINDS.items():
-            delicate = nonlinearity == "relu" and kind != "float32"
-            case = problem((T, B, 28 + H % 3, H), nonlinearity, packed, delicate).to(dtype)
-            bound = 8 * 2.0**-11 if tf32 else case.tolerance()
-            way = "step" if T == 1 else ("packed" if packed else "dense") + (" reverse" if reverse else "")
-            for backend in backends:
-                with products(tf32):
-                    found = compare(backend, device, case, nonlinearity, reverse, bound)
-                put(f"{backend} {kind} T{T} B{B} H{H} {way} {nonlinearity}", found)
-
-
-# ---- timing ----------------------------------------------------------------------------------------
-
-STEPS, STEPS_CHECKED = 512, 6
-# What matters most comes first, in case time runs out. Beyond 2^26 elements, making the inputs takes longer
-# than everything else.
-TIMED = [
-    (B, H) for H in (128, 256, 512, 1024, 64, 2048) for B in (16, 64, 1, 256, 128) if STEPS * B * H <= 2**26
-]
-
-
-def timing(
-    put: Put,
-    device: str = "cuda",
-    backends: tuple[str, ...] = BACKENDS,
-    sizes: Sequence[tuple[int, int]] = tuple(TIMED),
-    seconds: float = 0.15,
-) -> None:
-    contenders = [*(Rnnfast(name) for name in (*backends, "aten")), TorchRNN()]
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    cells = [
-        (kind, Case(STEPS, B, H, H, training=training, dtype=str(KINDS[kind][0])[6:], device=device))
-        for B, H in sizes
-        for kind in KINDS
-        for training in (False, True)
-    ]
-    for kind, case in tqdm(cells, disable=None, desc="timing"):
-        results: dict[str, dict] = {}
-        calls: dict[str, Callable[[], object]] = {}
-        short = Case(**{**case.to_dict(), "steps": STEPS_CHECKED})
-        inputs, few_inputs = make_inputs(case), make_inputs(short)
-        with products(KINDS[kind][1]):
-            for peer in contenders:
-                # cuDNN's TF32 is as inexact as ours, which bench.inputs does not provide for: `check` does.
-                results[peer.name], call = (
-                    cell.check(short, peer, few_inputs) if kind != "tf32" else ({"status": "timed"}, peer)
-                )
-                if call is None:
-                    continue
-                try:
-                    calls[peer.name] = peer.prepare(case, inputs).call
-                    calls[peer.name]()
-                except RuntimeError as error:
-                    del calls[peer.name]
-                    results[peer.name] = {"status": "failed", "reason": str(error)[:500]}
-            timed = alternate(calls, Budget(seconds=seconds, min_rounds=3), synchronize=synchronize)
-        for name, measured in timed.items():
-            results[name].update(vars(measured))
-        mode = "training" if case.training else "forward"
-        put(
-            f"{kind} B{case.batch} H{case.hidden_size} {mode}",
-            {"kind": kind, "case": case.to_dict(), "results": results},
-        )
 
 
 # ---- sanitizer -------------------------------------------------------------------------------------
@@ -234,8 +80,11 @@ def latency(put: Put) -> None:
 
 PARTS: dict[str, Callable[[Put], None]] = {
     "check": check,
-    "latency": latency,
     "timing": timing,
+    "steps": steps,
+    "graphs": lambda put: gpu_graphs.graphs(put, BACKENDS),
+    "latency": latency,
+    "kernels": gpu_graphs.kernels,
     "sanitizer": sanitizer,
 }
 
@@ -258,6 +107,9 @@ def summary(parts: dict[str, dict], ended: dict[str, str]) -> tuple[str, bool]:
     for name, found in parts.items():
         results = [r for value in found.values() for r in value.get("results", {"": value}).values()]
         counts = {s: sum(r.get("status") == s for r in results) for s in {r.get("status") for r in results}}
+        if ended[name].startswith("skipped"):
+            lines.append(f"{name}: {ended[name]}")
+            continue
         lines.append(f"{name}: {ended[name]}; " + ", ".join(f"{n} {s}" for s, n in sorted(counts.items())))
         for key, value in found.items():
             for result in value.get("results", {"": value}).values():
@@ -285,8 +137,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)  # how a part's process is started
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device")
     options.out.mkdir(parents=True, exist_ok=True)
     if options.only:
         run_part(options.only, options.out)
@@ -294,6 +144,9 @@ def main(arguments: list[str]) -> int:
     ended = {}
     for name in options.parts:
         (options.out / f"{name}.json").unlink(missing_ok=True)
+        if not torch.cuda.is_available():
+            ended[name] = "skipped: torch finds no CUDA device"
+            continue
         command = [sys.executable, "-m", "bench.gpu", "--out", str(options.out), "--only", name]
         try:
             code = subprocess.run(command, timeout=SECONDS[name], check=False).returncode
@@ -309,6 +162,9 @@ def main(arguments: list[str]) -> int:
     (options.out / "gpu.json").write_text(json.dumps(everything, indent=1) + "\n")
     text, well = summary(parts, ended)
     print(text)
+    for name in ("timing", "steps"):
+        if parts.get(name):
+            print(gpu_table.table(parts[name]))
     return 0 if well else 1
 
 

@@ -1,4 +1,4 @@
-"""Parts of `bench.gpu`: calls captured in CUDA graphs, and the kernels that torch.nn.RNN launches."""
+"""For `bench.gpu`: the device's clock, calls captured in CUDA graphs, the kernels that nn.RNN launches."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ Put = Callable[[str, Any], None]
 
 # T, B, I, H: one that stays in a multiprocessor, one that takes the device or a launch a step.
 SHAPES = [(32, 16, 64, 128), (32, 16, 64, 1024)]
+
+
+def device_clock() -> Callable[[], float]:
+    """A clock by CUDA events: the seconds that the current stream has worked since the clock was made."""
+    start = torch.cuda.Event(enable_timing=True)
+    start.record()
+
+    def now() -> float:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        event.synchronize()
+        return start.elapsed_time(event) / 1e3
+
+    return now
 
 
 def graphs(put: Put, backends: tuple[str, ...]) -> None:

@@ -57,11 +57,11 @@ class Region:
         )
 
 
-PREFERENCE = ("cuda", "cpu", "aten", "eager")
+PREFERENCE = ("cuda", "triton", "cpu", "aten", "eager")
 
 # Backends that "auto" takes only where they were measured to be ahead of those after them in PREFERENCE. The
-# CUDA kernels have not been timed on any GPU yet: they run where they are asked for by name.
-FASTER: dict[str, tuple[Region, ...]] = {"cuda": ()}
+# CUDA and Triton kernels have not been timed on any GPU yet: they run where they are asked for by name.
+FASTER: dict[str, tuple[Region, ...]] = {"cuda": (), "triton": ()}
 
 # Measured crossovers: where a backend loses to the next one in PREFERENCE by more than 3%. Two cores with
 # AVX-512 and AMX, torch 2.13. To measure them anew:

@@ -1,11 +1,13 @@
 """bench.gpu and bench.crossover: their parts, run on the CPU with backends that run there."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from bench import crossover, gpu
+from bench import crossover, gpu, gpu_check, gpu_table, gpu_timing
 from rnnfast import dispatch
 
 
@@ -25,24 +27,26 @@ def collect(part, **options):
 
 
 def test_check_finds_what_is_right():
-    found = collect(gpu.check, backends=("aten",), hidden=(20,), batches=(3,))
+    found = collect(gpu_check.check, backends=("aten",), hidden=(20,), batches=(3,))
     assert len(found) == 5 * 4
     assert {result["status"] for result in found.values()} == {"right"}, found
 
 
 def test_check_finds_what_is_wrong_and_what_is_refused(monkeypatch):
-    plain = gpu.rnn_sequence
-    monkeypatch.setattr(gpu, "rnn_sequence", lambda *a, **k: [1.2 * r for r in plain(*a, **k)])
-    found = collect(gpu.check, backends=("eager", "cuda"), hidden=(20,), batches=(3,))
+    plain = gpu_check.rnn_sequence
+    monkeypatch.setattr(gpu_check, "rnn_sequence", lambda *a, **k: [1.2 * r for r in plain(*a, **k)])
+    found = collect(gpu_check.check, backends=("eager", "cuda"), hidden=(20,), batches=(3,))
     assert {r["status"] for key, r in found.items() if "eager" in key and "T6" in key} == {"wrong"}
     assert {r["status"] for key, r in found.items() if "eager" in key and "T1" in key} == {"right"}
     assert {r["status"] for key, r in found.items() if key.startswith("cuda")} == {"failed"}
 
 
 def test_timing_and_summary(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "STEPS", 8)
-    found = collect(gpu.timing, backends=("eager",), sizes=[(2, 16)], seconds=0.01)
-    assert set(found) == {f"{kind} B2 H16 {mode}" for kind in gpu.KINDS for mode in ("forward", "training")}
+    monkeypatch.setattr(gpu_timing, "STEPS", 8)
+    found = collect(gpu_timing.timing, backends=("eager",), sizes=[(2, 16)], seconds=0.01)
+    assert set(found) == {
+        f"{kind} B2 H16 {mode}" for kind in gpu_check.KINDS for mode in ("forward", "training")
+    }
     for value in found.values():
         assert all(
             value["results"][name]["median"] > 0 for name in ("rnnfast-eager", "rnnfast-aten", "torch-rnn")
@@ -66,13 +70,6 @@ def test_part_keeps_what_it_has(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         gpu.run_part("check", tmp_path)
     assert json.loads((tmp_path / "check.json").read_text()) == {"first": 1}
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        gpu.main(["--out", str(tmp_path)])
-    assert "torch finds no CUDA device" in capsys.readouterr().err
 
 
 def measured(batch, hidden, ours, theirs, training=False, kind="bfloat16"):
@@ -106,3 +103,36 @@ def test_crossover():
         dispatch.Region("sequence", hidden_size=(1, 65), batch=(0, 17), **only),
         dispatch.Region("sequence", hidden_size=(65, 129), batch=(0, 2), **only),
     ]
+
+
+def test_steps_and_table(capsys):
+    found = collect(gpu_timing.steps, backends=("eager",), sizes=[(2, 16)], seconds=0.01)
+    assert set(found) == {
+        f"{kind} B2 H16 {mode}" for kind in ("bfloat16", "tf32") for mode in ("forward", "training")
+    }
+    assert all(cell["case"]["kind"] == "step" for cell in found.values())
+    found["bfloat16 B2 H16 forward"]["results"]["rnnfast-cuda"] = {"status": "failed"}
+    lines = gpu_table.table(found).splitlines()
+    assert len(lines) == 2 + len(found) and len({line.count("|") for line in lines}) == 1
+    results = found["tf32 B2 H16 forward"]["results"]
+    ratio = results["torch-rnn"]["median"] / results["rnnfast-eager"]["median"]
+    assert any(line.startswith("| tf32 B2 H16 forward") and f"{ratio:.2f}" in line for line in lines)
+    assert "failed" in lines[2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_every_part_is_skipped(tmp_path, capsys):
+    assert gpu.main(["--out", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert set(written["ended"]) == set(gpu.PARTS) and written["environment"]["versions"]["torch"]
+    printed = capsys.readouterr().out
+    for name in gpu.PARTS:
+        assert f"{name}: skipped: torch finds no CUDA device" in printed
+
+
+def test_needs_nothing_but_torch():
+    """As on a machine that has a GPU, torch and Triton and no leave to install anything."""
+    others = ("tqdm", "numpy", "matplotlib", "pytest", "onnx", "onnxruntime", "jax", "openvino")
+    program = f"import sys; sys.modules.update(dict.fromkeys({others!r})); import bench.gpu, bench.crossover"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

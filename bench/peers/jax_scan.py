@@ -14,7 +14,6 @@ import time
 from importlib.util import find_spec
 from typing import Any, Optional
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,4 +98,6 @@ def _to_jax(tensor: Tensor) -> Any:
 
 
 def _to_torch(array: Any) -> Tensor:
+    import numpy as np
+
     return torch.from_numpy(np.array(array, dtype=np.float32))

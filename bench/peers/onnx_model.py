@@ -4,7 +4,6 @@ run it.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from bench.inputs import Inputs
@@ -16,6 +15,7 @@ def build(case: Case, inputs: Inputs) -> bytes:
 
     Output y [T, D, B, H], the last layer's.
     """
+    import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
     T, B, H, D = case.steps, case.batch, case.hidden_size, case.directions

@@ -1,0 +1,116 @@
+"""For `bench.gpu`: every backend, dtype and shape against float64, with all gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.progress import progress
+from rnnfast import dispatch
+from rnnfast.functional import rnn_sequence, rnn_step
+from tests import cases
+
+BACKENDS = ("cuda", "triton")
+Put = Callable[[str, Any], None]
+
+# A name, a dtype, and for float32 whether products may be rounded to TF32.
+KINDS: dict[str, tuple[torch.dtype, bool]] = {
+    "bfloat16": (torch.bfloat16, False),
+    "float16": (torch.float16, False),
+    "tf32": (torch.float32, True),
+    "float32": (torch.float32, False),
+}
+
+
+@contextmanager
+def products(tf32: bool) -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    dispatch.find.cache_clear()  # what a backend refuses may depend on it
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+        dispatch.find.cache_clear()
+
+
+HIDDEN = (1, 20, 33, 64, 128, 131, 192, 200, 256, 257, 512, 1000, 1024, 2048)
+BATCHES = (1, 9, 70)
+
+
+@lru_cache(maxsize=4)
+def problem(shape: tuple[int, int, int, int], nonlinearity: str, packed: bool, delicate: bool) -> cases.Case:
+    """In float64. Of `delicate` relu, rounding errors must not decide the derivative: see `cases.make`."""
+    steps, batch, *_ = shape
+    lengths = [max(1, steps - b * steps // batch) for b in range(batch)] if packed else None
+    like = torch.bfloat16 if delicate else torch.float64
+    return cases.make(shape, like, nonlinearity, lengths=lengths).to(torch.float64)
+
+
+def compare(
+    backend: str, device: str, case: cases.Case, nonlinearity: str, reverse: bool, bound: float
+) -> dict:
+    """The result of one problem: its worst error, as a part of the tolerated one."""
+    step = case.inputs["x"].dim() == 3 and case.inputs["x"].shape[0] == 1 and case.batch_sizes is None
+    if step:
+        case = cases.Case(case.inputs, case.grad_out, torch.zeros_like(case.grad_hn))
+    out, h_n, grads = cases.expected(case, nonlinearity, reverse)
+    leaves = [t.detach().to(device).requires_grad_() for t in case.args]
+    try:
+        if step:
+            results = [rnn_step(leaves[0][0], *leaves[1:], nonlinearity, backend=backend)]
+            outputs, wanted = [case.grad_out[0]], {"output": out[0]}
+        else:
+            results = list(
+                rnn_sequence(
+                    *leaves, nonlinearity, reverse=reverse, batch_sizes=case.batch_sizes, backend=backend
+                )
+            )
+            outputs, wanted = [case.grad_out, case.grad_hn], {"output": out, "h_n": h_n}
+        actual = torch.autograd.grad(results, leaves, [g.to(device) for g in outputs])
+    except RuntimeError as error:
+        status = "refused" if "can't run this problem" in str(error) else "failed"
+        return {"status": status, "reason": str(error)[:500]}
+    wanted.update({f"gradient of {name}": grad for name, grad in zip(cases.NAMES, grads, strict=True)})
+    worst = max(
+        (error_of(a, e) / bound, name)
+        for (name, e), a in zip(wanted.items(), [*results, *actual], strict=True)
+    )
+    return {"status": "right" if worst[0] <= 1 else "wrong", "worst": worst[1], "of_tolerance": worst[0]}
+
+
+def error_of(actual: Tensor, wanted: Tensor) -> float:
+    """Relative to the largest element, or to 1; infinite for NaN."""
+    error = ((actual.detach().cpu().double() - wanted).abs().max() / wanted.abs().max().clamp(min=1.0)).item()
+    return error if error == error else float("inf")
+
+
+def check(
+    put: Put,
+    device: str = "cuda",
+    backends: tuple[str, ...] = BACKENDS,
+    hidden: tuple[int, ...] = HIDDEN,
+    batches: tuple[int, ...] = BATCHES,
+) -> None:
+    ways = [(1, False, False), (6, False, False), (6, False, True), (6, True, False), (6, True, True)]
+    problems = [
+        (T, B, H, packed, reverse, "relu" if (H + B + T) % 3 == 0 else "tanh")
+        for H in hidden
+        for B in batches
+        for T, packed, reverse in ways
+    ]
+    for T, B, H, packed, reverse, nonlinearity in progress(problems, "check"):
+        for kind, (dtype, tf32) in KINDS.items():
+            delicate = nonlinearity == "relu" and kind != "float32"
+            case = problem((T, B, 28 + H % 3, H), nonlinearity, packed, delicate).to(dtype)
+            bound = 8 * 2.0**-11 if tf32 else case.tolerance()
+            way = "step" if T == 1 else ("packed" if packed else "dense") + (" reverse" if reverse else "")
+            for backend in backends:
+                with products(tf32):
+                    found = compare(backend, device, case, nonlinearity, reverse, bound)
+                put(f"{backend} {kind} T{T} B{B} H{H} {way} {nonlinearity}", found)

@@ -1,0 +1,99 @@
+"""For `bench.gpu`: the backends and torch's modules over layers and steps of all sizes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from bench import cell, gpu_graphs
+from bench.gpu_check import BACKENDS, KINDS, Put, products
+from bench.inputs import make_inputs
+from bench.peers import TorchRNN
+from bench.peers.rnnfast_rnn import Rnnfast
+from bench.progress import progress
+from bench.shapes import Case
+from bench.timing import Budget, alternate
+
+STEPS, STEPS_CHECKED = 512, 6
+# What matters most comes first, in case time runs out. Beyond 2^26 elements, making the inputs takes longer
+# than everything else.
+TIMED = [
+    (B, H) for H in (128, 256, 512, 1024, 64, 2048) for B in (16, 64, 1, 256, 128) if STEPS * B * H <= 2**26
+]
+
+
+def timing(
+    put: Put,
+    device: str = "cuda",
+    backends: tuple[str, ...] = BACKENDS,
+    sizes: Sequence[tuple[int, int]] = tuple(TIMED),
+    seconds: float = 0.15,
+) -> None:
+    cells = [
+        (kind, Case(STEPS, B, H, H, training=training, dtype=str(KINDS[kind][0])[6:], device=device))
+        for B, H in sizes
+        for kind in KINDS
+        for training in (False, True)
+    ]
+    time_cells(put, "timing", cells, backends, seconds)
+
+
+STEP_SIZES = [(B, H) for H in (128, 256, 512, 64, 1024, 2048) for B in (64, 1, 256)]
+
+
+def steps(
+    put: Put,
+    device: str = "cuda",
+    backends: tuple[str, ...] = BACKENDS,
+    sizes: Sequence[tuple[int, int]] = tuple(STEP_SIZES),
+    seconds: float = 0.05,
+) -> None:
+    dtypes = {kind: str(KINDS[kind][0])[6:] for kind in ("bfloat16", "tf32")}
+    cells = [
+        (kind, Case(1, B, H, H, training=training, kind="step", dtype=dtype, device=device))
+        for B, H in sizes
+        for kind, dtype in dtypes.items()
+        for training in (False, True)
+    ]
+    time_cells(put, "steps", cells, backends, seconds)
+
+
+def time_cells(
+    put: Put, part: str, cells: Sequence[tuple[str, Case]], backends: Sequence[str], seconds: float
+) -> None:
+    """Each cell as named by kind, batch, hidden size and mode: all contenders, checked and then timed."""
+    contenders = [*(Rnnfast(name) for name in (*backends, "aten")), TorchRNN()]
+    for kind, case in progress(cells, part):
+        results: dict[str, dict] = {}
+        calls: dict[str, Callable[[], object]] = {}
+        short = Case(**{**case.to_dict(), "steps": min(case.steps, STEPS_CHECKED)})
+        inputs, few_inputs = make_inputs(case), make_inputs(short)
+        on_gpu = case.device == "cuda"
+        with products(KINDS[kind][1]):
+            for peer in contenders:
+                # cuDNN's TF32 is as inexact as ours, which bench.inputs does not provide for: `check` does.
+                results[peer.name], call = (
+                    cell.check(short, peer, few_inputs) if kind != "tf32" else ({"status": "timed"}, peer)
+                )
+                if call is None:
+                    continue
+                try:
+                    calls[peer.name] = peer.prepare(case, inputs).call
+                    calls[peer.name]()
+                except RuntimeError as error:
+                    del calls[peer.name]
+                    results[peer.name] = {"status": "failed", "reason": str(error)[:500]}
+            timed = alternate(
+                calls,
+                Budget(seconds=seconds, min_rounds=3),
+                synchronize=torch.cuda.synchronize if on_gpu else lambda: None,
+                clock=gpu_graphs.device_clock() if on_gpu else time.perf_counter,
+            )
+        for name, measured in timed.items():
+            results[name].update(vars(measured))
+        put(
+            f"{kind} B{case.batch} H{case.hidden_size} {case.mode}",
+            {"kind": kind, "case": case.to_dict(), "results": results},
+        )
