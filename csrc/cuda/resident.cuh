@@ -113,8 +113,6 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks) resident_fo
 
   Word y[Engine::kWords];
   engine.load(y, args.h0, tile.batch());
-  engine.clear(shared);
-  ptx::sync_block();
   engine.publish(shared, 0, y);
 
   Word pre[kAhead][Engine::kWords];  // step i is in i % kAhead
@@ -167,7 +165,7 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks) resident_ba
   const Tile<Engine> tile(args.walk, engine, !args.walk.reverse);
 
   Word y[Engine::kWords] = {};
-  engine.clear(shared);
+  engine.publish(shared, 0, y);
 
   Word dout[kAhead][Engine::kWords] = {}, out[kAhead][Engine::kWords];  // step i is in i % kAhead
   Word h[Engine::kWords];                                               // out and

@@ -71,10 +71,6 @@ class FmaEngine {
   }
   __device__ __forceinline__ void unpack(float (&values)[1], const Word (&words)[1]) const { values[0] = words[0]; }
   __device__ __forceinline__ void pack(Word (&words)[1], const float (&values)[1]) const { words[0] = values[0]; }
-  __device__ __forceinline__ void clear(Shared& shared) const {
-    auto* words = reinterpret_cast<uint32_t*>(&shared);
-    for (int i = int(threadIdx.x); i < int(sizeof(Shared) / 4); i += kThreads) words[i] = 0;
-  }
   __device__ __forceinline__ void publish(Shared& shared, int buffer, const Word (&words)[1]) const {
     shared.y[buffer][sequence(0)][hidden(0)] = words[0];
   }

@@ -108,10 +108,6 @@ class MatrixEngine16 {
     for (int w = 0; w < kWords; ++w) words[w] = ptx::movmatrix(cuda::pack<T>(values[2 * w], values[2 * w + 1]));
   }
 
-  __device__ __forceinline__ void clear(Shared& shared) const {
-    auto* words = reinterpret_cast<uint32_t*>(&shared);
-    for (int i = int(threadIdx.x); i < int(sizeof(Shared) / 4); i += kThreads) words[i] = 0;
-  }
   __device__ __forceinline__ void publish(Shared& shared, int buffer, const Word (&words)[kWords]) const {
 #pragma unroll
     for (int w = 0; w < kWords; ++w) ptx::store<uint32_t>(&shared.y[buffer][g_][hidden(w)], words[w]);
@@ -253,10 +249,6 @@ class MatrixEngineTf32 {
   }
   __device__ __forceinline__ void pack(Word (&words)[kWords], const float (&values)[kValues]) const {
     unpack(words, values);
-  }
-  __device__ __forceinline__ void clear(Shared& shared) const {
-    auto* words = reinterpret_cast<uint32_t*>(&shared);
-    for (int i = int(threadIdx.x); i < int(sizeof(Shared) / 4); i += kThreads) words[i] = 0;
   }
   __device__ __forceinline__ void publish(Shared& shared, int buffer, const Word (&words)[kWords]) const {
 #pragma unroll
