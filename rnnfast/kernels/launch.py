@@ -62,12 +62,11 @@ class Launch:
             sizes = ", ".join(f"{k}={v}" for k, v in arguments.items() if isinstance(v, int))
             raise RuntimeError(f"Triton kernel {self.name} ({sizes}): {error}") from error
 
-    def compile(self, arch: int, aligned: bool = True) -> Any:
+    def compile(self, arch: int) -> Any:
         """Compiles for NVIDIA's architecture `arch` (80, 90, ...), without a GPU.
 
         What Triton learns from the arguments of a real launch is told here: integers of value 1 are
-        constants; with `aligned` pointers and the integers that are multiples of 16 are marked as such,
-        else nothing is, as for odd sizes.
+        constants; pointers, and integers that are multiples of 16, are marked as such.
         """
         varying = {p.name for p in self.kernel.params if p.do_not_specialize}
         signature, constants, attributes = {}, {}, {}
@@ -85,7 +84,7 @@ class Launch:
             else:
                 signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
                 divisible = value % 16 == 0 and name not in varying
-            if aligned and divisible:
+            if divisible:
                 attributes[(position,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constants, attributes)
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=self.options())
