@@ -29,13 +29,13 @@ KINDS: dict[str, tuple[torch.dtype, bool]] = {
 
 @contextmanager
 def products(tf32: bool) -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = tf32
+    cudnn = torch.backends.cudnn
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
     dispatch.find.cache_clear()  # what a backend refuses may depend on it
     try:
-        yield
+        with cudnn.flags(**kept, allow_tf32=tf32):
+            yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
         dispatch.find.cache_clear()
 
 

@@ -33,10 +33,7 @@ def test_within_products_are_as_cudnn_s(setting, before):
 
 
 def test_the_older_setting_is_obeyed():
-    allowed = torch.backends.cudnn.allow_tf32
-    try:
-        for wanted in (False, True):
-            torch.backends.cudnn.allow_tf32 = wanted
+    for wanted in (False, True):
+        # torch's own test classes, once imported, forbid to set it in any other way.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=wanted):
             assert tf32() == wanted
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed
