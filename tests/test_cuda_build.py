@@ -61,10 +61,17 @@ def kernels():
 def test_every_kernel_is_there_for_every_architecture():
     by_architecture = {
         architecture: {name for name, usage in kernels() if usage.architecture == architecture}
-        for architecture in nvcc.ARCHITECTURES
+        for architecture in nvcc.architectures(nvcc.find())
     }
     assert all(by_architecture.values())
     assert len(set(map(frozenset, by_architecture.values()))) == 1
+
+
+@needs_nvcc
+def test_no_warnings():
+    for path in nvcc.compile_all(nvcc.find()):
+        report = path.with_suffix(".txt").read_text()
+        assert "warning" not in report.lower(), report
 
 
 @needs_nvcc
@@ -77,6 +84,13 @@ def test_registers_are_within_budget():
     for name, usage in kernels():
         budget = next(limit for pattern, limit in BUDGET.items() if re.search(pattern, name))
         assert usage.registers <= budget, f"{name} on {usage.architecture}: {usage.registers} registers"
+
+
+def test_nvcc_that_does_not_know_the_newest(tmp_path):
+    older = tmp_path / "nvcc"
+    older.write_text("#!/bin/sh\necho sm_75 sm_80 sm_90\n")
+    older.chmod(0o755)
+    assert nvcc.architectures(str(older)) == ["sm_80", "sm_90a"]
 
 
 def test_where_nvcc_is_looked_for(tmp_path, monkeypatch):

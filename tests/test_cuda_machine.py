@@ -23,20 +23,21 @@ FAULTS = {
 
 
 @lru_cache
-def library():
-    loaded = ctypes.CDLL(str(cuda_on_cpu.build("broken", [cuda_on_cpu.HERE / "broken.cu"])))
+def library(*flags):
+    loaded = ctypes.CDLL(str(cuda_on_cpu.build("broken", [cuda_on_cpu.HERE / "broken.cu"], flags)))
     loaded.cuda_on_cpu_last_failure.restype = ctypes.c_char_p
     return loaded
 
 
-def run(fault, seed=0, blocks=3, cooperative=False, multiprocessors=16):
+def run(fault, seed=0, blocks=3, cooperative=False, multiprocessors=16, flags=()):
     data = torch.full((blocks, THREADS), -1, dtype=torch.int32)
     flag = torch.zeros(2, dtype=torch.int32)
-    library().cuda_on_cpu_configure(seed, multiprocessors, ctypes.c_int64(1000), ctypes.c_uint64(1000))
-    result = library().run_faulty(
+    native = library(*flags)
+    native.cuda_on_cpu_configure(seed, multiprocessors, ctypes.c_int64(1000), ctypes.c_uint64(1000))
+    result = native.run_faulty(
         FAULTS[fault], blocks, cooperative, ctypes.c_void_p(data.data_ptr()), ctypes.c_void_p(flag.data_ptr())
     )
-    return result, library().cuda_on_cpu_last_failure().decode(), data
+    return result, native.cuda_on_cpu_last_failure().decode(), data
 
 
 def expected(blocks=3):
@@ -50,6 +51,12 @@ def expected(blocks=3):
 @pytest.mark.parametrize("cooperative", [False, True])
 def test_correct_kernel(seed, cooperative):
     result, message, data = run("kNone", seed, cooperative=cooperative)
+    assert (result, message) == (0, "")
+    torch.testing.assert_close(data, expected())
+
+
+def test_fibers_of_other_processors():
+    result, message, data = run("kNone", cooperative=True, flags=("-DCUDA_ON_CPU_UCONTEXT",))
     assert (result, message) == (0, "")
     torch.testing.assert_close(data, expected())
 

@@ -26,9 +26,10 @@
 //
 // The floor. A step is a chain that nothing can shorten: read y from shared memory, the products' latency, act, write
 // y, one barrier. Per step each of the SM's four schedulers has to issue H^2 * tile / 4 multiply-adds, 2048 to an mma
-// of 16-bit elements, 1024 in TF32, 32 to an FFMA, beside that latency. Everything else (the inputs of later steps,
-// outputs, addresses) has no part in the chain: the inputs are loaded two steps ahead and are the accumulators' initial
-// values.
+// of 16-bit elements, 1024 in TF32, 32 to an FFMA, beside that latency. Everything else has no part in the chain, but
+// takes turns with it at the schedulers, and so stands where they have nothing to do: between the issue of the products
+// and the use of their sums. There the inputs of the next step become the initial values of its accumulators, those of
+// the third step from here are loaded, and addresses are computed.
 #pragma once
 
 #include "contract.h"

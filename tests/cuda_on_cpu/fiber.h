@@ -5,8 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#if !defined(__x86_64__) || defined(CUDA_ON_CPU_UCONTEXT)
+#if !defined(__x86_64__) && !defined(CUDA_ON_CPU_UCONTEXT)
 #define CUDA_ON_CPU_UCONTEXT
+#endif
+#if defined(CUDA_ON_CPU_UCONTEXT)
 #include <ucontext.h>
 #endif
 
