@@ -48,10 +48,12 @@ SECONDS = {
 
 SANITIZED = """
 import torch, rnnfast
-for dtype in (torch.bfloat16, torch.float32):
-    for hidden in (33, 64, 128, 256, 300):
-        rnn = rnnfast.RNN(8, hidden, device="cuda", dtype=dtype, backend="cuda")
-        rnn(torch.randn(8, 9, 8, device="cuda", dtype=dtype))[0].float().sum().backward()
+from rnnfast import dispatch
+for backend in ("cuda", "triton"):
+    for dtype in (torch.bfloat16, torch.float32) if dispatch.unavailable(backend) is None else ():
+        for hidden in (33, 64, 128, 256, 300):
+            rnn = rnnfast.RNN(8, hidden, device="cuda", dtype=dtype, backend=backend)
+            rnn(torch.randn(8, 9, 8, device="cuda", dtype=dtype))[0].float().sum().backward()
 torch.cuda.synchronize()
 """
 

@@ -92,13 +92,14 @@ def table(arch: int) -> str:
 
 
 def architectures() -> list[int]:
-    """The architectures that the assemblers of the installed Triton know."""
-    names: set[str] = set()
+    """The architectures that the installed Triton's assemblers and its disassembler know."""
+    assembled: set[str] = set()
     for assembler in ("ptxas", "ptxas-blackwell"):
         if sass.tool(assembler):
-            names.update(re.findall(r"'sm_(\d+)'", sass.run(assembler, "--help")))
-    # Triton has no matrix instructions, which every kernel here is made of, for less.
-    return sorted(int(name) for name in names if int(name) >= 80)
+            assembled.update(re.findall(r"'sm_(\d+)'", sass.run(assembler, "--help")))
+    read = set(re.findall(r"'SM(\d+)'", sass.run("nvdisasm", "--help")))
+    # Triton has no matrix instructions, which every kernel here is made of, for less than 80.
+    return sorted(int(name) for name in assembled & read if int(name) >= 80)
 
 
 def plan_launch(name: str, options: Options) -> Any:
