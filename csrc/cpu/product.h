@@ -18,7 +18,11 @@ namespace RNNFAST_ISA {
 // Bytes of `a` that meet a panel before the next one is fetched. At H = 1024 the weight comes from the shared cache,
 // and a tile of 12 x 2 runs at 151, 190 and 200 GF/s with blocks of 12, 48 and 96 rows.
 constexpr int64_t kBlockBytes = 512 * 1024;
-constexpr int64_t kFewRows = 16;        // too few for packing a weight to pay, where it can be read in place
+constexpr int64_t kFewRows = 16;  // too few for packing to pay, where it can be done without
+// Rows of a gradient that the nearest cache holds side by side even where they are a multiple of a page apart. On Zen
+// 3, not packing them takes 0.5 of the time for one row at H = 512 and 0.6 for 8 at H = 256; 16 at H = 1024 would
+// take 3.5.
+constexpr int64_t kFewestRows = 8;
 constexpr int64_t kGradientRows = 512;  // rows summed before a tile of a gradient goes back to memory
 
 // to[i] = from[i] in compute precision, i < count.
@@ -109,9 +113,9 @@ int product(const ProductArgs& args, int threads) {
   return 0;
 }
 
-// to[k, i] = from[k, i] in compute precision, for `rows` rows of `height` columns of a matrix that ends at `end`. A tile is
-// no whole number of vectors high, so whole vectors are copied and what they bring too much is overwritten by the next
-// row; only the last rows, with none after them, are copied to the lane.
+// to[k, i] = from[k, i] in compute precision, for `rows` rows of `height` columns of a matrix that ends at `end`. A
+// tile is no whole number of vectors high, so whole vectors are copied and what they bring too much is overwritten by
+// the next row; only the last rows, with none after them, are copied to the lane.
 template <class S, class C = Compute<S>>
 void pack_tile(const S* from, const S* end, int64_t ld, int64_t rows, int height, C* to) {
   constexpr int L = kLanes<C>;
@@ -125,9 +129,42 @@ void pack_tile(const S* from, const S* end, int64_t ld, int64_t rows, int height
   }
 }
 
-// c[m, n] = sum over r of a[r, m] b_row(r)[n], in blocks of rows. Of a block the team packs a tile by tile (read where it
-// lies, its rows would be 4 KiB apart at H = 1024 and compete for the same cache sets: 1.35 times slower) and b panel by
-// panel, each of them once; then each panel of b meets all of a.
+// The gradient over few rows is mostly writing: nothing is packed, each vector of it is summed and stored.
+template <class S, class Row>
+void few_rows_gradient(const S* a, int64_t R, int64_t M, const Row& b_row, int64_t N, S* c, int threads) {
+  using C = Compute<S>;
+  constexpr int L = kLanes<C>;
+  constexpr int kTogether = 4;  // vectors that share a broadcast
+  const Grid grid = plan_product(M, R, N, threads);
+  run_grid({grid.size(), 1}, [&](int id, Grid g) {
+    const Range rows = share(M, 1, id, g.size());
+    for (int64_t m = rows.begin; m < rows.end; ++m) {
+      S* to = c + m * N;
+      int64_t n = 0;
+      for (; n + kTogether * L <= N; n += kTogether * L) {
+        Vec<C> sum[kTogether] = {};
+        for (int64_t r = 0; r < R; ++r) {
+          const Vec<C> a_rm = broadcast(widen(a[r * M + m]));
+          const S* from = b_row(r) + n;
+#pragma GCC unroll 4
+          for (int j = 0; j < kTogether; ++j) sum[j] += a_rm * load(from + j * L);
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < kTogether; ++j) store(to + n + j * L, sum[j]);
+      }
+      for (; n < N; n += L) {
+        const int lanes = N - n < L ? int(N - n) : L;
+        Vec<C> sum{};
+        for (int64_t r = 0; r < R; ++r) sum += broadcast(widen(a[r * M + m])) * load_lanes(b_row(r) + n, lanes);
+        store_lanes(to + n, sum, lanes);
+      }
+    }
+  });
+}
+
+// c[m, n] = sum over r of a[r, m] b_row(r)[n], in blocks of rows. Of a block the team packs a tile by tile (read where
+// it lies, its rows would be 4 KiB apart at H = 1024 and compete for the same cache sets: 1.35 times slower) and b
+// panel by panel, each of them once; then each panel of b meets all of a.
 template <class S>
 int gradient(const GradientArgs& args, int threads) {
   using C = Compute<S>;
@@ -143,14 +180,24 @@ int gradient(const GradientArgs& args, int threads) {
   if (N < M && !index) {
     const Scratch<S> transposed(N * M);
     if (!transposed || gradient<S>({args.dtype, R, N, M, b, a, nullptr, nullptr, transposed.get()}, threads)) return 1;
-    for (int64_t m = 0; m < M; ++m)
-      for (int64_t n = 0; n < N; ++n) c[m * N + n] = transposed.get()[n * M + m];
+    constexpr int64_t kLine = 64 / sizeof(S);
+    for (int64_t first = 0; first < M; first += kLine)
+      for (int64_t n = 0; n < N; ++n)
+        for (int64_t m = first; m < first + kLine && m < M; ++m) c[m * N + n] = transposed.get()[n * M + m];
+    return 0;
+  }
+
+  const auto b_row = [&](int64_t k) {
+    const int64_t r = index ? index[k] : k;
+    return r >= 0 ? b + r * N : b_start + ~r * N;
+  };
+  if (R <= kFewestRows) {
+    few_rows_gradient(a, R, M, b_row, N, c, threads);
     return 0;
   }
 
   const Grid grid = plan_product(M, R, N, threads);
-  // Few rows: the result is mostly written, and wide panels write long runs of it.
-  const Columns<C> columns{N, R <= kFewRows ? kMaxVectors : 2};
+  const Columns<C> columns{N, 2};
   const int64_t depth = R < kGradientRows ? R : kGradientRows;
   const Scratch<C> a_tiles(M * depth), b_panels(columns.padded() * depth), sums(kNarrow<S> ? M * N : 0);
   if (!a_tiles || !b_panels || !sums) return 1;
@@ -168,13 +215,10 @@ int gradient(const GradientArgs& args, int threads) {
       for (int64_t t = own_tiles.begin; t < own_tiles.end; ++t)
         pack_tile(a + begin * M + tiles[t].begin, a + R * M, M, count, int(tiles[t].size()),
                   a_tiles.get() + tiles[t].begin * depth);
-      const auto b_row = [&](int64_t k) {
-        const int64_t r = index ? index[begin + k] : begin + k;
-        return r >= 0 ? b + r * N : b_start + ~r * N;
-      };
       columns.each_panel(vectors.begin + own_vectors.begin, vectors.begin + own_vectors.end,
                          [&](int64_t column, int width) {
-                           pack_rows<S>(b_row, count, N, column, width, b_panels.get() + column * depth);
+                           pack_rows<S>([&](int64_t k) { return b_row(begin + k); }, count, N, column, width,
+                                        b_panels.get() + column * depth);
                          });
       team.wait(g.size());
       columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
