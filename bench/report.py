@@ -27,6 +27,11 @@ def main(arguments: list[str]) -> int:
     )
     options = p.parse_args(arguments)
     runs = [store.read(path) for path in options.files]
+    for path, run in zip(options.files, runs, strict=True):
+        if run["environment"]["cpu"] != runs[0]["environment"]["cpu"]:
+            p.error(
+                f"{path} was measured on another machine than {options.files[0]}: pictures can't show both"
+            )
 
     text = options.readme.read_text()
     options.readme.write_text(between_markers(text, markdown(runs[0])))

@@ -20,7 +20,7 @@ import torch
 
 from .backends.aten import AtenBackend
 from .backends.base import Backend, Problem
-from .backends.cpu import CpuBackend
+from .backends.cpu import CpuBackend, native
 from .backends.cuda import CudaBackend
 from .backends.eager import EagerBackend
 from .backends.triton import TritonBackend
@@ -63,11 +63,11 @@ PREFERENCE = ("cuda", "triton", "cpu", "aten", "eager")
 # CUDA and Triton kernels have not been timed on any GPU yet: they run where they are asked for by name.
 FASTER: dict[str, tuple[Region, ...]] = {"cuda": (), "triton": ()}
 
-# Measured crossovers: where a backend loses to the next one in PREFERENCE by more than 3%. Two cores with
-# AVX-512 and AMX, torch 2.13. To measure them anew:
-# `python -m bench.run --suite cpu --peers rnnfast-cpu rnnfast-aten`.
+# Measured crossovers: where a backend loses to the next one in PREFERENCE by more than 3%, torch 2.13, two
+# threads. To measure them anew: `python -m bench.run --suite cpu --peers rnnfast-cpu rnnfast-aten`.
 _REAL = frozenset({"float32", "float64"})
 _HALF = frozenset({"bfloat16"})
+# Measured on two cores with AVX-512 and AMX.
 _SLOWER_CPU = (
     # A training step, or a sequence of one, is little but calls and small products, and torch has fewer of
     # the former: 0.67 to 0.98 of its speed.
@@ -76,6 +76,12 @@ _SLOWER_CPU = (
     # A few steps of a large layer read the weights more often than torch's hoisted product does: from 0.70.
     Region("sequence", False, _REAL, hidden_size=(384, UNBOUNDED), batch=(0, 4), steps=(2, 16)),
     Region("sequence", None, _REAL, hidden_size=(768, UNBOUNDED), batch=(64, UNBOUNDED), steps=(0, 5)),
+)
+# Where AVX2 is all there is (AMD Zen 3), torch's small products cost more: the cpu kernels take 0.5 to 1.0 of
+# its time for training steps and 0.2 to 0.5 for a few steps of a lone sequence. What is left of the above:
+_SLOWER_CPU_ON_AVX2 = (
+    Region("step", True, _REAL, hidden_size=(768, UNBOUNDED), batch=(128, UNBOUNDED)),
+    Region("sequence", True, _REAL, hidden_size=(768, UNBOUNDED), batch=(128, UNBOUNDED), steps=(0, 2)),
 )
 # torch multiplies bfloat16 on the matrix unit, where there is one, and the cpu kernels do not: from 0.18.
 _SLOWER_CPU_BESIDE_AMX = (
@@ -86,8 +92,10 @@ _SLOWER_CPU_BESIDE_AMX = (
     Region("step", dtypes=_HALF, hidden_size=(96, UNBOUNDED), batch=(64, UNBOUNDED)),
 )
 _has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # a private name: without it, no AMX
+_has_only_avx2 = native is not None and native.instruction_set() == "avx2"
 SLOWER: dict[str, tuple[Region, ...]] = {
-    "cpu": _SLOWER_CPU + (_SLOWER_CPU_BESIDE_AMX if _has_amx else ()),
+    "cpu": (_SLOWER_CPU_ON_AVX2 if _has_only_avx2 else _SLOWER_CPU)
+    + (_SLOWER_CPU_BESIDE_AMX if _has_amx else ()),
 }
 
 AUTO = os.environ.get("RNNFAST_BACKEND", "auto")

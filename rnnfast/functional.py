@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import onnx, ops
 from .backends.aten import torch_sequence, torch_step
+from .backends.base import Backend
 from .backends.eager import DTYPES
 from .derivative import (
     apply_sequence,
@@ -85,11 +86,12 @@ def rnn_step(
         return torch.ops.rnnfast.rnn_step(*tensors, nonlinearity, False, backend)
     grad = needs_grad(*tensors)
     batch, input_size = input.shape
-    if solver("step", input, input_size, hx.shape[1], batch, 1, False, grad, backend) == "aten":
+    solver = solver_of("step", input, input_size, hx.shape[1], batch, 1, False, grad, backend)
+    if solver.name == "aten":
         return torch_step(*tensors, nonlinearity)
     if grad:
         return apply_step(ops.rnn_step, *tensors, nonlinearity, backend)
-    return ops.rnn_step(*tensors, nonlinearity, False, backend)
+    return ops.run_step(solver, *tensors, nonlinearity)
 
 
 def rnn_sequence(
@@ -160,15 +162,15 @@ def rnn_sequence(
     grad = needs_grad(*tensors)
     steps = input.shape[0] if batch_sizes is None else batch_sizes.shape[0]
     batch, hidden_size = h0.shape
-    name = solver("sequence", input, input.shape[-1], hidden_size, batch, steps, packed, grad, backend)
-    if name == "aten":
+    solver = solver_of("sequence", input, input.shape[-1], hidden_size, batch, steps, packed, grad, backend)
+    if solver.name == "aten":
         return torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
     if grad:
         return apply_sequence(ops.rnn_sequence, *arguments, backend)
-    return ops.rnn_sequence(*arguments, False, backend)
+    return ops.run_sequence(solver, *arguments)
 
 
-def solver(
+def solver_of(
     kind: str,
     input: Tensor,
     input_size: int,
@@ -178,8 +180,8 @@ def solver(
     packed: bool,
     grad: bool,
     backend: str,
-) -> str:
-    """The name of the backend that a call outside of graphs will use; raises as `dispatch.find` does."""
+) -> Backend:
+    """The backend that a call outside of graphs will use; raises as `dispatch.find` does."""
     return find(
         backend,
         kind,
@@ -192,7 +194,7 @@ def solver(
         packed,
         grad,
         torch.are_deterministic_algorithms_enabled(),
-    ).name
+    )
 
 
 def autocast_on(input: Tensor) -> bool:

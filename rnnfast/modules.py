@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, ops
 from .derivative import needs_composite, needs_grad
-from .functional import autocast_on, rnn_sequence, rnn_step, solver
+from .functional import autocast_on, rnn_sequence, rnn_step, solver_of
 from .interchange import Interchangeable
 
 
@@ -181,7 +181,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         if self.num_layers > 1:
             widths.append(self.hidden_size * (2 if self.bidirectional else 1))
         return all(
-            solver(
+            solver_of(
                 "sequence",
                 rows,
                 width,
@@ -191,7 +191,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
                 batch_sizes is not None,
                 grad,
                 self.backend,
-            )
+            ).name
             == "aten"
             for width in widths
         )

@@ -107,9 +107,24 @@ def rnn_step(
 ) -> Tensor:  # [B, H]
     batch, input_size = x.shape
     deterministic = torch.are_deterministic_algorithms_enabled()
-    out = find(
+    solver = find(
         backend, "step", x.device, x.dtype, input_size, h.shape[1], batch, 1, False, grad, deterministic
-    ).step_forward(
+    )
+    return run_step(solver, x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+
+
+def run_step(
+    solver: Backend,
+    x: Tensor,
+    h: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional[Tensor],
+    bias_hh: Optional[Tensor],
+    nonlinearity: str,
+) -> Tensor:
+    """`rnn_step` for a caller that has already found the backend."""
+    out = solver.step_forward(
         x.contiguous(),
         h.contiguous(),
         weight_ih.contiguous(),
@@ -185,8 +200,33 @@ def rnn_sequence(
     grad: bool,  # whether a backward pass will follow
     backend: str,
 ) -> tuple[Tensor, Tensor]:  # out like x but for its last dimension, h_n [B, H]
-    out, h_n = _find_for_sequence(x, h0, batch_sizes, grad, backend).sequence_forward(
-        x.reshape(-1, x.shape[-1]).contiguous(),
+    solver = _find_for_sequence(x, h0, batch_sizes, grad, backend)
+    return run_sequence(
+        solver, x, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, nonlinearity, reverse
+    )
+
+
+def run_sequence(
+    solver: Backend,
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional[Tensor],
+    bias_hh: Optional[Tensor],
+    batch_sizes: Optional[Tensor],
+    nonlinearity: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """`rnn_sequence` for a caller that has already found the backend."""
+    if batch_sizes is None:
+        steps, batch, input_size = x.shape
+        rows = x.contiguous().view(steps * batch, input_size)
+    else:
+        _check_batch_sizes(batch_sizes, x.shape[0], h0.shape[0])
+        rows = x.contiguous()
+    out, h_n = solver.sequence_forward(
+        rows,
         h0.contiguous(),
         weight_ih.contiguous(),
         weight_hh.contiguous(),
@@ -196,8 +236,10 @@ def rnn_sequence(
         batch_sizes,
         reverse,
     )
-    # .data, because autograd lets nobody modify a view that comes out of a Function.
-    return out.view(*x.shape[:-1], h0.shape[1]).data, _detached(h_n)
+    if batch_sizes is None:
+        # .data, because autograd lets nobody modify a view that comes out of a Function.
+        out = out.view(steps, batch, h0.shape[1]).data
+    return _detached(out), _detached(h_n)
 
 
 def _fake_sequence_backward(grad_out: Any, grad_hn: Any, *args: Any) -> list[Tensor]:
@@ -220,7 +262,10 @@ def rnn_sequence_backward(
     backend: str,
 ) -> Grads:
     hidden_size = h0.shape[1]
-    grads = _find_for_sequence(x, h0, batch_sizes, True, backend).sequence_backward(
+    solver = _find_for_sequence(x, h0, batch_sizes, True, backend)
+    if batch_sizes is not None:
+        _check_batch_sizes(batch_sizes, x.shape[0], h0.shape[0])
+    grads = solver.sequence_backward(
         None if grad_out is None else grad_out.reshape(-1, hidden_size).contiguous(),
         _contiguous(grad_hn),
         x.reshape(-1, x.shape[-1]).contiguous(),
@@ -251,11 +296,7 @@ def _find_for_sequence(
     x: Tensor, h0: Tensor, batch_sizes: Optional[Tensor], grad: bool, backend: str
 ) -> Backend:
     batch, hidden_size = h0.shape
-    if batch_sizes is None:
-        steps = x.shape[0]
-    else:
-        steps = batch_sizes.shape[0]
-        _check_batch_sizes(batch_sizes, x.shape[0], batch)
+    steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
     return find(
         backend,
         "sequence",

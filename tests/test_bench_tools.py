@@ -306,3 +306,13 @@ def test_targets_say_not_measured_rather_than_met():
 )
 def test_numbers(value, text):
     assert table.number(value) == text
+
+
+def test_report_refuses_files_of_two_machines(tmp_path):
+    for name in ("a", "b"):
+        run = {"environment": {"cpu": name}, "roofline": {}, "memory": {}, "cells": {}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(run))
+    with pytest.raises(SystemExit):
+        report.main(
+            [str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--readme", str(tmp_path / "README")]
+        )

@@ -180,7 +180,8 @@ def test_eight_python_threads_on_one_module(threads, backend):
             with torch.no_grad():
                 return ours(x)
 
-        with ThreadPoolExecutor(8) as pool:
+        # Each Python thread has a thread count of its own, and the bits of torch's products depend on it.
+        with ThreadPoolExecutor(8, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
             for actual, alone in zip(pool.map(run, inputs), expected, strict=True):
                 torch.testing.assert_close(actual, alone, rtol=0, atol=0)
     finally:

@@ -19,12 +19,17 @@ INLINE Vec<C> clamp(Vec<C> x, C bound) {  // NaN stays NaN: both comparisons are
   x = x > hi ? hi : x;
   return x < lo ? lo : x;
 }
+// One instruction a side instead of a comparison and a blend; each returns its second operand if either is NaN.
 #if defined(__AVX512F__)
-// One instruction a side instead of a comparison and a blend; both return the second operand if either is NaN.
 template <>
 INLINE Vec<float> clamp(Vec<float> x, float bound) {
   return (Vec<float>)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-bound),
                                          _mm512_maskz_min_ps(0xffff, _mm512_set1_ps(bound), (__m512)x));
+}
+#elif defined(__AVX2__)
+template <>
+INLINE Vec<float> clamp(Vec<float> x, float bound) {
+  return (Vec<float>)_mm256_max_ps(_mm256_set1_ps(-bound), _mm256_min_ps(_mm256_set1_ps(bound), (__m256)x));
 }
 #endif
 

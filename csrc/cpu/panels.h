@@ -65,12 +65,14 @@ void pack_transposed(const S* w, int64_t K, int64_t N, int64_t column, int vecto
 template <class S, class Row, class C = Compute<S>>
 void pack_rows(const Row& row, int64_t K, int64_t N, int64_t column, int vectors, C* panel) {
   constexpr int L = kLanes<C>;
-  for (int64_t k = 0; k < K; ++k) {
+  constexpr int64_t kAhead = 16;  // rows; they may be a page apart, where the hardware does not look ahead
+  const int64_t width = int64_t(vectors) * L;
+  const int64_t filled = N - column < width ? N - column : width, whole = filled / L * L;
+  for (int64_t k = 0; k < K; ++k, panel += width) {
     const S* from = row(k) + column;
-    for (int j = 0; j < vectors; ++j, panel += L) {
-      const int64_t left = N - column - int64_t(j) * L;
-      store(panel, left >= L ? load(from + j * L) : load_n(from + j * L, int(left)));
-    }
+    if (k + kAhead < K) __builtin_prefetch(row(k + kAhead) + column);
+    for (int64_t j = 0; j < whole; j += L) store(panel + j, load(from + j));
+    if (whole < width) store(panel + whole, load_n(from + whole, int(filled - whole)));
   }
 }
 
@@ -136,19 +138,18 @@ INLINE void each_product(const Tiles& tiles, const Find& operand, const C* panel
   alignas(64) C products[kTogether * kTile];
   for (int64_t first = 0; first < tiles.count; first += kTogether) {
     const int64_t last = first + kTogether < tiles.count ? first + kTogether : tiles.count;
-    TileFn<C> kernels[kTogether];
-    for (int64_t t = first; t < last; ++t) {
-      kernels[t - first] = pick_tile<C, layout>(int(tiles[t].size()), vectors);
-      for (int64_t row = tiles[t].begin; row < tiles[t].end; ++row) soon(row, column, vectors);
-    }
     for (int64_t k = 0; k == 0 || k < K; k += kChunk)
       for (int64_t t = first; t < last; ++t) {
-        const Operand<C> from = operand(tiles[t], k);
-        kernels[t - first](from.a, from.ld, panel + k * ldp, ldp, K - k < kChunk ? K - k : kChunk, k > 0,
-                           products + (t - first) * kTile);
+        const Range tile = tiles[t];
+        const bool done = K - k <= kChunk;
+        if (done)
+          for (int64_t row = tile.begin; row < tile.end; ++row) soon(row, column, vectors);
+        const Operand<C> from = operand(tile, k);
+        C* product = products + (t - first) * kTile;
+        pick_tile<C, layout>(int(tile.size()), vectors)(from.a, from.ld, panel + k * ldp, ldp, done ? K - k : kChunk,
+                                                        k > 0, product);
+        if (done) each_vector(product, tile.begin, int(tile.size()), column, vectors, columns, f);
       }
-    for (int64_t t = first; t < last; ++t)
-      each_vector(products + (t - first) * kTile, tiles[t].begin, int(tiles[t].size()), column, vectors, columns, f);
   }
 }
 

@@ -18,7 +18,11 @@ namespace RNNFAST_ISA {
 // Bytes of `a` that meet a panel before the next one is fetched. At H = 1024 the weight comes from the shared cache,
 // and a tile of 12 x 2 runs at 151, 190 and 200 GF/s with blocks of 12, 48 and 96 rows.
 constexpr int64_t kBlockBytes = 512 * 1024;
-constexpr int64_t kFewRows = 16;        // too few for packing a weight to pay, where it can be read in place
+constexpr int64_t kFewRows = 16;  // too few for packing to pay, where it can be done without
+// Rows of a gradient that the nearest cache holds side by side even where they are a multiple of a page apart. On Zen
+// 3, not packing them takes 0.5 of the time for one row at H = 512 and 0.6 for 8 at H = 256; 16 at H = 1024 would
+// take 3.5.
+constexpr int64_t kFewestRows = 8;
 constexpr int64_t kGradientRows = 512;  // rows summed before a tile of a gradient goes back to memory
 
 // to[i] = from[i] in compute precision, i < count.
@@ -99,9 +103,9 @@ int product(const ProductArgs& args, int threads) {
             Tiles({0, count}, max_rows(width)),
             [&](Range tile, int64_t k) { return Operand<C>{block + tile.begin * K + k, K}; }, panel,
             direct ? N : width * kLanes<C>, column, width, N, K,
-            [&](int64_t r, int64_t col, int count_) { prefetch(c + (begin + r) * N + col, count_); },
-            [&](int64_t r, int64_t col, int lanes, Vec<C> sum) {
-              store_lanes(c + (begin + r) * N + col, sum + load(bias.get() + col), lanes);
+            [=](int64_t r, int64_t col, int count_) { prefetch(c + (begin + r) * N + col, count_); },
+            [=, bias = bias.get()](int64_t r, int64_t col, int lanes, Vec<C> sum) {
+              store_lanes(c + (begin + r) * N + col, sum + load(bias + col), lanes);
             });
       });
     }
@@ -109,9 +113,58 @@ int product(const ProductArgs& args, int threads) {
   return 0;
 }
 
-// c[m, n] = sum over r of a[r, m] b_row(r)[n], in blocks of rows. A block of a is packed tile by tile (read where it
-// lies, its rows would be 4 KiB apart at H = 1024 and compete for the same cache sets: 1.35 times slower), then each
-// panel of b meets all of it.
+// to[k, i] = from[k, i] in compute precision, for `rows` rows of `height` columns of a matrix that ends at `end`. A
+// tile is no whole number of vectors high, so whole vectors are copied and what they bring too much is overwritten by
+// the next row; only the last rows, with none after them, are copied to the lane.
+template <class S, class C = Compute<S>>
+void pack_tile(const S* from, const S* end, int64_t ld, int64_t rows, int height, C* to) {
+  constexpr int L = kLanes<C>;
+  const int span = (height + L - 1) / L * L;
+  const C* to_end = to + rows * height;
+  for (int64_t k = 0; k < rows; ++k, from += ld, to += height) {
+    if (end - from >= span && to_end - to >= span)
+      for (int i = 0; i < span; i += L) store(to + i, load(from + i));
+    else
+      copy_lanes(from, height, to);
+  }
+}
+
+// The gradient over few rows is mostly writing: nothing is packed, each vector of it is summed and stored.
+template <class S, class Row>
+void few_rows_gradient(const S* a, int64_t R, int64_t M, const Row& b_row, int64_t N, S* c, int threads) {
+  using C = Compute<S>;
+  constexpr int L = kLanes<C>;
+  constexpr int kTogether = 4;  // vectors that share a broadcast
+  const Grid grid = plan_product(M, R, N, threads);
+  run_grid({grid.size(), 1}, [&](int id, Grid g) {
+    const Range rows = share(M, 1, id, g.size());
+    for (int64_t m = rows.begin; m < rows.end; ++m) {
+      S* to = c + m * N;
+      int64_t n = 0;
+      for (; n + kTogether * L <= N; n += kTogether * L) {
+        Vec<C> sum[kTogether] = {};
+        for (int64_t r = 0; r < R; ++r) {
+          const Vec<C> a_rm = broadcast(widen(a[r * M + m]));
+          const S* from = b_row(r) + n;
+#pragma GCC unroll 4
+          for (int j = 0; j < kTogether; ++j) sum[j] += a_rm * load(from + j * L);
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < kTogether; ++j) store(to + n + j * L, sum[j]);
+      }
+      for (; n < N; n += L) {
+        const int lanes = N - n < L ? int(N - n) : L;
+        Vec<C> sum{};
+        for (int64_t r = 0; r < R; ++r) sum += broadcast(widen(a[r * M + m])) * load_lanes(b_row(r) + n, lanes);
+        store_lanes(to + n, sum, lanes);
+      }
+    }
+  });
+}
+
+// c[m, n] = sum over r of a[r, m] b_row(r)[n], in blocks of rows. Of a block the team packs a tile by tile (read where
+// it lies, its rows would be 4 KiB apart at H = 1024 and compete for the same cache sets: 1.35 times slower) and b
+// panel by panel, each of them once; then each panel of b meets all of a.
 template <class S>
 int gradient(const GradientArgs& args, int threads) {
   using C = Compute<S>;
@@ -122,45 +175,66 @@ int gradient(const GradientArgs& args, int threads) {
   const int64_t* index = args.index;                       // [R], or null
   S* c = static_cast<S*>(args.c);                          // [M, N]
 
+  // Vectors run along the wider matrix: the tiles of the other one may have any height, so that no lane is idle and
+  // less is packed. The sums are the same, bit by bit.
+  if (N < M && !index) {
+    const Scratch<S> transposed(N * M);
+    if (!transposed || gradient<S>({args.dtype, R, N, M, b, a, nullptr, nullptr, transposed.get()}, threads)) return 1;
+    constexpr int64_t kLine = 64 / sizeof(S);
+    for (int64_t first = 0; first < M; first += kLine)
+      for (int64_t n = 0; n < N; ++n)
+        for (int64_t m = first; m < first + kLine && m < M; ++m) c[m * N + n] = transposed.get()[n * M + m];
+    return 0;
+  }
+
+  const auto b_row = [&](int64_t k) {
+    const int64_t r = index ? index[k] : k;
+    return r >= 0 ? b + r * N : b_start + ~r * N;
+  };
+  if (R <= kFewestRows) {
+    few_rows_gradient(a, R, M, b_row, N, c, threads);
+    return 0;
+  }
+
   const Grid grid = plan_product(M, R, N, threads);
-  // Few rows: the result is mostly written, and wide panels write long runs of it.
-  const Columns<C> columns{N, R <= kFewRows ? kMaxVectors : 2};
+  const Columns<C> columns{N, 2};
   const int64_t depth = R < kGradientRows ? R : kGradientRows;
-  const int64_t a_size = M * depth, b_size = columns.width * kLanes<C> * depth;
-  const Scratch<C> packed(grid.cols * a_size + grid.size() * b_size), sums(kNarrow<S> ? M * N : 0);
-  if (!packed || !sums) return 1;
+  const Scratch<C> a_tiles(M * depth), b_panels(columns.padded() * depth), sums(kNarrow<S> ? M * N : 0);
+  if (!a_tiles || !b_panels || !sums) return 1;
   C* total = kNarrow<S> ? sums.get() : reinterpret_cast<C*>(c);  // [M, N]; a 16-bit gradient is summed in float32
+  Barrier team;
 
   run_grid(grid, [&](int id, Grid g) {
     const Range vectors = share(columns.vectors(), columns.width, g.col(id), g.cols);
     const Tiles tiles(share(M, kMaxRows, g.row(id), g.rows), max_rows(columns.width));
-    C* a_tiles = packed.get() + g.col(id) * a_size;  // shared by threads that own different rows of it
-    C* panel = packed.get() + grid.cols * a_size + id * b_size;
+    // Threads that use the same tiles, or the same panels, pack them together.
+    const Range own_tiles = share(tiles.count, 1, g.col(id), g.cols);
+    const Range own_vectors = share(vectors.size(), columns.width, g.row(id), g.rows);
     for (int64_t begin = 0; begin < R || begin == 0; begin += kGradientRows) {
       const int64_t count = R - begin < kGradientRows ? R - begin : kGradientRows;
-      for (int64_t t = 0; t < tiles.count; ++t) {
-        C* to = a_tiles + tiles[t].begin * depth;
-        const int height = int(tiles[t].size());
-        for (int64_t k = 0; k < count; ++k, to += height) copy_lanes(a + (begin + k) * M + tiles[t].begin, height, to);
-      }
-      const auto b_row = [&](int64_t k) {
-        const int64_t r = index ? index[begin + k] : begin + k;
-        return r >= 0 ? b + r * N : b_start + ~r * N;
-      };
+      for (int64_t t = own_tiles.begin; t < own_tiles.end; ++t)
+        pack_tile(a + begin * M + tiles[t].begin, a + R * M, M, count, int(tiles[t].size()),
+                  a_tiles.get() + tiles[t].begin * depth);
+      columns.each_panel(vectors.begin + own_vectors.begin, vectors.begin + own_vectors.end,
+                         [&](int64_t column, int width) {
+                           pack_rows<S>([&](int64_t k) { return b_row(begin + k); }, count, N, column, width,
+                                        b_panels.get() + column * depth);
+                         });
+      team.wait(g.size());
       columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
-        pack_rows<S>(b_row, count, N, column, width, panel);
         each_product<Layout::kColumns>(
             tiles,
             [&](Range tile, int64_t k) {
-              return Operand<C>{a_tiles + tile.begin * depth + k * tile.size(), tile.size()};
+              return Operand<C>{a_tiles.get() + tile.begin * depth + k * tile.size(), tile.size()};
             },
-            panel, width * kLanes<C>, column, width, N, count,
-            [&](int64_t m, int64_t col, int vectors_) { prefetch(total + m * N + col, vectors_); },
-            [&](int64_t m, int64_t col, int lanes, Vec<C> sum) {
+            b_panels.get() + column * depth, width * kLanes<C>, column, width, N, count,
+            [=](int64_t m, int64_t col, int vectors_) { prefetch(total + m * N + col, vectors_); },
+            [=](int64_t m, int64_t col, int lanes, Vec<C> sum) {
               C* p = total + m * N + col;
               store_lanes(p, begin ? load_lanes(p, lanes) + sum : sum, lanes);
             });
       });
+      team.wait(g.size());
     }
     if (kNarrow<S>)
       for (int64_t m = tiles.rows.begin; m < tiles.rows.end; ++m)

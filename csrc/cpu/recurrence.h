@@ -124,10 +124,11 @@ void walk_slice(const Walk& walk, const Op& op, const State<C>& state, const Sli
       const auto take = [&](Range rows, int64_t k, bool joined) {
         each_product<Layout::kRows>(
             Tiles(rows, max_rows(vectors)), state.rows_of(now), panel, ldp, column, vectors, state.K, k,
-            [&](int64_t b, int64_t col, int count) { op.soon(steps.offset() + b, col, count); },
-            [&](int64_t b, int64_t col, int lanes, Vec<C> product) {
-              const Vec<C> h = op.step(steps.offset() + b, b, col, lanes, product, joined);
-              store(next + b * state.ld + col, h);
+            [op = op, offset = steps.offset()](int64_t b, int64_t col, int count) { op.soon(offset + b, col, count); },
+            [op = op, offset = steps.offset(), joined, next, ld = state.ld](int64_t b, int64_t col, int lanes,
+                                                                            Vec<C> product) {
+              const Vec<C> h = op.step(offset + b, b, col, lanes, product, joined);
+              store(next + b * ld + col, h);
             });
       };
       take(staying, state.K, false);

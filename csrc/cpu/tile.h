@@ -44,17 +44,33 @@ __attribute__((noinline)) void tile(const C* a, int64_t lda,  // A, see Layout
   Vec<C> acc[MR][NV] = {};
 #pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k) {
-    Vec<C> wk[NV];
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) wk[j] = load(w + j * L);
-    w += ldw;
-#pragma GCC unroll 12
-    for (int i = 0; i < MR; ++i) {
+    const auto aik = [&](int i) {
       const C* group = i < 3 ? a0 : i < 6 ? a3 : i < 9 ? a6 : a9;
-      const Vec<C> aik = broadcast(layout == Layout::kRows ? group[(i % 3) * lda] : a0[i]);
+      return broadcast(layout == Layout::kRows ? group[(i % 3) * lda] : a0[i]);
+    };
+    // Whichever is fewer stays in registers, next to the accumulators; the other passes through one of them.
+    if constexpr (NV <= MR) {
+      Vec<C> wk[NV];
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) acc[i][j] += aik * wk[j];
+      for (int j = 0; j < NV; ++j) wk[j] = load(w + j * L);
+#pragma GCC unroll 12
+      for (int i = 0; i < MR; ++i) {
+        const Vec<C> a_i = aik(i);
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) acc[i][j] += a_i * wk[j];
+      }
+    } else {
+      Vec<C> a_k[MR];
+#pragma GCC unroll 12
+      for (int i = 0; i < MR; ++i) a_k[i] = aik(i);
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) {
+        const Vec<C> wk = load(w + j * L);
+#pragma GCC unroll 12
+        for (int i = 0; i < MR; ++i) acc[i][j] += a_k[i] * wk;
+      }
     }
+    w += ldw;
     a0 += step;
     a3 += step;
     a6 += step;
