@@ -87,7 +87,7 @@ INLINE void step_rows(const StepArgs& args, int64_t b, Range units) {
 }
 
 template <class S, class Act>
-int step(const StepArgs& args, int threads) {
+KEPT int step(const StepArgs& args, int threads) {
   const int64_t fmas = args.B * args.H * (args.I + args.H);
   const int64_t team = fmas / kTeamGrain < threads ? fmas / kTeamGrain : threads;
   run_grid({1, team > 1 ? int(team) : 1}, [&](int id, Grid g) {

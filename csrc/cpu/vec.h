@@ -13,6 +13,8 @@
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+// For functions that `python -m rnnfast.inspect` finds by their names.
+#define KEPT __attribute__((noinline))
 
 namespace rnnfast {
 namespace RNNFAST_ISA {
