@@ -11,6 +11,10 @@ import pytest
 
 pytest.importorskip("triton", reason="no Triton for this platform")
 
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
 from rnnfast.inspect import triton as provider
 from rnnfast.inspect.report import Options
 from rnnfast.kernels import table
@@ -121,3 +125,32 @@ def test_unknown_architecture_and_type():
         provider.inspect("step_forward", Options(arch=77))
     with pytest.raises(ValueError, match="the Triton kernels have no fp64, only fp32, bf16, fp16"):
         provider.inspect("step_forward", Options(dtype="fp64"))
+
+
+class Driver:
+    """A GPU as far as Triton asks about one before it launches."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("hidden", [64, 33])
+def test_what_is_inspected_is_what_is_launched(packed, hidden, monkeypatch):
+    """Triton's own way from a call with tensors to code gives the code that is compiled here without them."""
+    monkeypatch.setattr(type(driver), "active", Driver(), raising=False)
+    options = Options(90, "bf16", hidden, packed=packed)
+    for name in provider.kernels():
+        launch = provider.plan_launch(name, options)
+        real = {
+            k: torch.zeros(v.shape, dtype=v.dtype) if isinstance(v, torch.Tensor) else v
+            for k, v in launch.arguments.items()
+        }
+        launched = launch.kernel.warmup(**real, **launch.constants, **launch.options(), grid=launch.grid)
+        assert launched.asm["ptx"] == launch.compile(90).asm["ptx"], name

@@ -20,6 +20,7 @@ def joined() -> Iterator[None]:
     distributed.init_process_group("gloo")
     try:
         yield
+        distributed.barrier()  # nobody leaves while another still talks to it
     finally:
         distributed.destroy_process_group()
 
