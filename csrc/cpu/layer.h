@@ -5,6 +5,7 @@
 //               dx = dpre W_ih      dW_ih = dpre^T x      dW_hh = dpre^T h_prev      db = sum dpre
 #pragma once
 
+#include "gradient.h"
 #include "product.h"
 #include "recurrence.h"
 #include "step.h"

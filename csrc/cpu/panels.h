@@ -76,6 +76,16 @@ void pack_rows(const Row& row, int64_t K, int64_t N, int64_t column, int vectors
   }
 }
 
+// to[i] = from[i] in compute precision, i < count.
+template <class S>
+INLINE void copy_lanes(const S* from, int64_t count, Compute<S>* to) {
+  constexpr int L = kLanes<Compute<S>>;
+  for (int64_t i = 0; i < count; i += L) {
+    const int lanes = count - i < L ? int(count - i) : L;
+    store_lanes(to + i, load_lanes(from + i, lanes), lanes);
+  }
+}
+
 // Calls f(row, column, lanes, value) for each vector of a finished tile.
 template <class C, class F>
 INLINE void each_vector(const C* product, int64_t row, int height, int64_t column, int vectors, int64_t columns,
@@ -91,15 +101,6 @@ INLINE void each_vector(const C* product, int64_t row, int height, int64_t colum
         f(row + i, column + j * L, left < L ? int(left) : L, load(product));
       }
   }
-}
-
-// Asks for the cache lines under `vectors` vectors at p. What a tile will be combined with arrives while it is
-// computed; without this the recurrence stalls on it for a fifth of its time at B=32, H=256, T=100.
-template <class S>
-INLINE void prefetch(const S* p, int vectors) {
-  const char* line = reinterpret_cast<const char*>(p);
-  const char* end = line + int64_t(vectors) * kLanes<Compute<S>> * int64_t(sizeof(S));
-  for (; line < end; line += 64) __builtin_prefetch(line, 1);
 }
 
 // Rows cut into tiles of nearly equal height. One tile, the case of a small batch, costs no division.
@@ -124,9 +125,9 @@ struct Operand {
   int64_t ld;
 };
 
-// Multiplies tiles of A by one panel. `operand(tile, k)` finds A; soon(row, column, vectors) is called for each row
-// before its tile is computed and f(row, column, lanes, value) for each vector of the product; lanes is short of a full
-// vector only at the ragged end. K = 0 gives zeros.
+// Multiplies tiles of A by one panel. `operand(tile, k)` finds A; soon(tile, wanted) lists what
+// will be wanted when a tile is done, and f(row, column, lanes, value) is called for each vector of the product; lanes
+// is short of a full vector only at the ragged end. K = 0 gives zeros.
 //
 // A few tiles go through k together, chunk by chunk, so that a chunk of the panel comes from the second cache level
 // once for all of them.
@@ -142,12 +143,14 @@ INLINE void each_product(const Tiles& tiles, const Find& operand, const C* panel
       for (int64_t t = first; t < last; ++t) {
         const Range tile = tiles[t];
         const bool done = K - k <= kChunk;
-        if (done)
-          for (int64_t row = tile.begin; row < tile.end; ++row) soon(row, column, vectors);
+        const int64_t chunk = done ? K - k : kChunk;
+        Wanted wanted;
+        if (done) soon(tile, wanted);
+        for (int64_t i = chunk; i < wanted.count; ++i) wanted.ask(i);
         const Operand<C> from = operand(tile, k);
         C* product = products + (t - first) * kTile;
-        pick_tile<C, layout>(int(tile.size()), vectors)(from.a, from.ld, panel + k * ldp, ldp, done ? K - k : kChunk,
-                                                        k > 0, product);
+        pick_tile<C, layout>(int(tile.size()), vectors)(from.a, from.ld, panel + k * ldp, ldp, chunk, k > 0, product,
+                                                        int64_t(vectors) * kLanes<C>, wanted);
         if (done) each_vector(product, tile.begin, int(tile.size()), column, vectors, columns, f);
       }
   }

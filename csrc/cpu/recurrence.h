@@ -30,12 +30,12 @@ constexpr int64_t kStepGrain = 24 * 1024;   // FMAs a thread must have per step 
 template <class C>
 Grid plan_recurrence(const Walk& walk, int64_t rows, int threads) {
   const int64_t fmas = rows * walk.H * walk.H;
-  const int64_t team = fmas / kTeamGrain < threads ? fmas / kTeamGrain : threads;
-  if (team <= 1) return {1, 1};
+  const int team = team_for(fmas, threads);
+  if (team == 1) return {1, 1};
   const int64_t weight = walk.H * walk.H * int64_t(sizeof(C));
   const int64_t fewest = weight <= kNearBytes ? 2 : 4;
   const int64_t row_teams = walk.B / fewest < team ? walk.B / fewest : team;
-  if (row_teams == team && weight <= kOwnBytes) return {int(team), 1};
+  if (row_teams == team && weight <= kOwnBytes) return {team, 1};
   const int64_t step_fmas = fmas / walk.T;
   const int64_t col_teams = step_fmas / kStepGrain < team ? step_fmas / kStepGrain : team;
   if (col_teams > 1) return {1, int(col_teams)};
@@ -87,7 +87,7 @@ struct State {
 //   pack(column, vectors, panel)                        packs a panel of the weight
 //   in_place()                                          the weight, if it can be read unpacked, or null
 //   start(b, column, lanes) -> vector                   what the carry holds before the first step of b
-//   soon(row, column, vectors)                          asks for the memory that step will touch
+//   soon(row, column, vectors, wanted)                  lists the memory that step will touch
 //   step(row, b, column, lanes, product, joined) -> vector   one step; returns the new carry
 //   leave(state, rows, carry, panel, ldp, column, vectors)   the sequences whose last step has been taken
 template <class C, class Op>
@@ -124,7 +124,9 @@ void walk_slice(const Walk& walk, const Op& op, const State<C>& state, const Sli
       const auto take = [&](Range rows, int64_t k, bool joined) {
         each_product<Layout::kRows>(
             Tiles(rows, max_rows(vectors)), state.rows_of(now), panel, ldp, column, vectors, state.K, k,
-            [op = op, offset = steps.offset()](int64_t b, int64_t col, int count) { op.soon(offset + b, col, count); },
+            [op = op, offset = steps.offset(), column, vectors](Range tile, Wanted& wanted) {
+              for (int64_t b = tile.begin; b < tile.end; ++b) op.soon(offset + b, column, vectors, wanted);
+            },
             [op = op, offset = steps.offset(), joined, next, ld = state.ld](int64_t b, int64_t col, int lanes,
                                                                             Vec<C> product) {
               const Vec<C> h = op.step(offset + b, b, col, lanes, product, joined);
@@ -175,7 +177,9 @@ struct ForwardOp {
   void pack(int64_t column, int vectors, C* panel) const { pack_transposed(w_hh, H, H, column, vectors, panel); }
   const C* in_place() const { return nullptr; }  // transposed
   INLINE Vec<C> start(int64_t b, int64_t column, int lanes) const { return load_lanes(h0 + b * H + column, lanes); }
-  INLINE void soon(int64_t row, int64_t column, int vectors) const { prefetch(out + row * H + column, vectors); }
+  INLINE void soon(int64_t row, int64_t column, int vectors, Wanted& wanted) const {
+    wanted.add(out + row * H + column, vectors * kLanes<C> * int64_t(sizeof(S)));
+  }
   INLINE Vec<C> step(int64_t row, int64_t, int64_t column, int lanes, Vec<C> product, bool) const {
     S* p = out + row * H + column;
     const Vec<C> h = round_to<S>(Act::value(load_lanes(p, lanes) + product));
@@ -211,10 +215,11 @@ struct BackwardOp {
       return w_hh;
   }
   INLINE Vec<C> start(int64_t, int64_t, int) const { return Vec<C>{}; }
-  INLINE void soon(int64_t row, int64_t column, int vectors) const {
-    prefetch(out + row * H + column, vectors);
-    prefetch(dpre + row * H + column, vectors);
-    if (dout) prefetch(dout + row * H + column, vectors);
+  INLINE void soon(int64_t row, int64_t column, int vectors, Wanted& wanted) const {
+    const int64_t bytes = vectors * kLanes<C> * int64_t(sizeof(S));
+    wanted.add(out + row * H + column, bytes);
+    if (dout) wanted.add(dout + row * H + column, bytes);
+    wanted.add(dpre + row * H + column, bytes);
   }
   INLINE Vec<C> step(int64_t row, int64_t b, int64_t column, int lanes, Vec<C> product, bool joined) const {
     if (dout) product += load_lanes(dout + row * H + column, lanes);
@@ -228,8 +233,7 @@ struct BackwardOp {
              int vectors) const {
     if (!dh0) return;
     each_product<Layout::kRows>(
-        Tiles(rows, max_rows(vectors)), state.rows_of(carry), panel, ldp, column, vectors, H, H,
-        [](int64_t, int64_t, int) {},
+        Tiles(rows, max_rows(vectors)), state.rows_of(carry), panel, ldp, column, vectors, H, H, [](Range, Wanted&) {},
         [&](int64_t b, int64_t col, int lanes, Vec<C> product) { store_lanes(dh0 + b * H + col, product, lanes); });
   }
 };

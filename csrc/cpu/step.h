@@ -88,9 +88,7 @@ INLINE void step_rows(const StepArgs& args, int64_t b, Range units) {
 
 template <class S, class Act>
 KEPT int step(const StepArgs& args, int threads) {
-  const int64_t fmas = args.B * args.H * (args.I + args.H);
-  const int64_t team = fmas / kTeamGrain < threads ? fmas / kTeamGrain : threads;
-  run_grid({1, team > 1 ? int(team) : 1}, [&](int id, Grid g) {
+  run_grid({1, team_for(args.B * args.H * (args.I + args.H), threads)}, [&](int id, Grid g) {
     const Range units = share(args.H, kStepUnits, id, g.size());
     // A block of weight rows stays in the nearest cache while all sequences pass over it.
     for (int64_t n = units.begin; n < units.end; n += kStepUnits) {

@@ -21,6 +21,12 @@ namespace RNNFAST_ISA {
 
 constexpr int64_t kTeamGrain = 256 * 1024;  // FMAs a thread must have per call for waking it to pay
 
+// Threads for a job of so many FMAs.
+inline int team_for(int64_t fmas, int threads) {
+  const int64_t paying = fmas / kTeamGrain;
+  return paying >= threads ? threads : paying > 1 ? int(paying) : 1;
+}
+
 struct Range {
   int64_t begin, end;
   int64_t size() const { return end - begin; }

@@ -12,6 +12,7 @@
 // (NV + MR) per MR * NV FMAs, so 12 x 2 needs 14 loads in 12 cycles where the machine could do 24.
 #pragma once
 
+#include "ahead.h"
 #include "vec.h"
 
 namespace rnnfast {
@@ -34,7 +35,8 @@ template <class C, Layout layout, int MR, int NV>
 __attribute__((noinline)) void tile(const C* a, int64_t lda,  // A, see Layout
                                     const C* w, int64_t ldw,  // [K, NV vectors], row stride ldw
                                     int64_t K, bool add,      // add to c rather than overwrite it
-                                    C* c) {                   // [MR, NV vectors], dense
+                                    C* c, int64_t ldc,        // [MR, NV vectors], row stride ldc
+                                    const Wanted& wanted) {   // asked for on the way
   constexpr int L = kLanes<C>;
   // One pointer for three rows: x86 addresses p, p + ld and p + 2 ld from it, so 12 rows take 5 registers. Left to
   // itself the compiler keeps a pointer a row and spills: 206 instead of 231 GF/s at 12 x 2 where the FMA peak is 240.
@@ -44,6 +46,7 @@ __attribute__((noinline)) void tile(const C* a, int64_t lda,  // A, see Layout
   Vec<C> acc[MR][NV] = {};
 #pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k) {
+    if (k < wanted.count) wanted.ask(k);
     const auto aik = [&](int i) {
       const C* group = i < 3 ? a0 : i < 6 ? a3 : i < 9 ? a6 : a9;
       return broadcast(layout == Layout::kRows ? group[(i % 3) * lda] : a0[i]);
@@ -81,13 +84,13 @@ __attribute__((noinline)) void tile(const C* a, int64_t lda,  // A, see Layout
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) {
-      C* out = c + (i * NV + j) * L;
+      C* out = c + i * ldc + j * L;
       store(out, add ? load(out) + acc[i][j] : acc[i][j]);
     }
 }
 
 template <class C>
-using TileFn = void (*)(const C*, int64_t, const C*, int64_t, int64_t, bool, C*);
+using TileFn = void (*)(const C*, int64_t, const C*, int64_t, int64_t, bool, C*, int64_t, const Wanted&);
 
 template <class C, Layout layout, int NV, int MR>
 TileFn<C> pick_rows(int rows) {
