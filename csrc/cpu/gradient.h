@@ -73,11 +73,12 @@ void few_rows_gradient(const S* a, int64_t R, int64_t M, const Row& b_row, int64
 // total[m, n] = sum over `rows` of a[r, m] b_row(r)[n] for the columns m of a in `height` and the vectors n of b in
 // `width`. A block of a is packed tile by tile (read where it lies, its rows would be 4 KiB apart at H = 1024 and
 // compete for the same cache sets: 1.35 times slower) and one of b panel by panel; while they meet, the next block is
-// asked for.
+// asked for, up to row `until`, where the next slab of the same thread ends.
 template <class S, class Row, class C = Compute<S>>
 void sum_slab(const S* a, int64_t R, int64_t M, const Row& b_row, const Columns<C>& columns, Range rows, Range height,
-              Range width, C* packed, C* total, int64_t ldt) {
+              Range width, int64_t until, C* packed, C* total, int64_t ldt) {
   constexpr int L = kLanes<C>;
+  if (height.size() == 0 || width.size() == 0) return;
   const Tiles tiles(height, max_rows(columns.width));
   const int64_t first = width.begin * L, last = width.end * L < columns.count ? width.end * L : columns.count;
   C* a_tiles = packed;                            // [tiles][kChunk, tile height]
@@ -86,7 +87,7 @@ void sum_slab(const S* a, int64_t R, int64_t M, const Row& b_row, const Columns<
                 height.size() * int64_t(sizeof(S))};
   Ahead b_ahead{[=](int64_t r) { return b_row(r) + first; }, rows.begin, rows.begin,
                 (last - first) * int64_t(sizeof(S))};
-  const auto look_ahead_to = [&](int64_t r) { a_ahead.end = b_ahead.end = r < rows.end ? r : rows.end; };
+  const auto look_ahead_to = [&](int64_t r) { a_ahead.end = b_ahead.end = r < until ? r : until; };
   const int64_t meetings = tiles.count * ((width.size() + columns.width - 1) / columns.width);
   const int64_t a_lines = a_ahead.bytes * kChunk / 64 / meetings + 1,
                 b_lines = b_ahead.bytes * kChunk / 64 / meetings + 1;
@@ -177,12 +178,13 @@ int gradient(const GradientArgs& args, int threads) {
     C* own_packed = packed.get() + id * own;
     if (slabs > 1) {
       const Range mine = share(slabs, 1, id, g.size());
+      const int64_t last = share(R, kChunk, int(mine.end - 1), int(slabs)).end;
       for (int64_t slab = mine.begin; slab < mine.end; ++slab)
         sum_slab<S>(a, R, M, b_row, columns, share(R, kChunk, int(slab), int(slabs)), {0, M}, {0, columns.vectors()},
-                    own_packed, total + slab * M * ldt, ldt);
+                    last, own_packed, total + slab * M * ldt, ldt);
     } else {
       sum_slab<S>(a, R, M, b_row, columns, {0, R}, share(M, max_rows(columns.width), g.row(id), g.rows),
-                  share(columns.vectors(), columns.width, g.col(id), g.cols), own_packed, total, ldt);
+                  share(columns.vectors(), columns.width, g.col(id), g.cols), R, own_packed, total, ldt);
     }
     if (direct) return;
     summed.wait(g.size());

@@ -27,15 +27,19 @@ struct Columns {
     return {count, width};
   }
 
-  // Calls f(first column, vectors) for each panel in a range of vectors that begins at a multiple of `width`.
+  // Calls f(first column, vectors) for each panel in a range of vectors that begins at a multiple of `width`, the
+  // ragged end last, or, `backwards`, first.
   template <class F>
-  INLINE void each_panel(int64_t begin, int64_t end, const F& f) const {
-    for (int64_t v = begin; v < end;) {
-      int w = width;
+  INLINE void each_panel(int64_t begin, int64_t end, const F& f, bool backwards = false) const {
+    const int64_t ragged = begin + (end - begin) / width * width;
+    if (!backwards)
+      for (int64_t v = begin; v < ragged; v += width) f(v * kLanes<C>, width);
+    for (int64_t v = ragged, w = width; v < end; v += w) {
       while (w > end - v) w /= 2;
-      f(v * kLanes<C>, w);
-      v += w;
+      f(v * kLanes<C>, int(w));
     }
+    if (backwards)
+      for (int64_t v = ragged; v > begin; v -= width) f((v - width) * kLanes<C>, width);
   }
 };
 

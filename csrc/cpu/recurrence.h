@@ -73,13 +73,14 @@ struct State {
 
   // Calls f(panel, its row stride, first column, vectors) for each panel in a slice.
   template <class F>
-  INLINE void each_panel(const Slice& slice, const F& f) const {
-    columns.each_panel(slice.vectors.begin, slice.vectors.end, [&](int64_t column, int vectors) {
+  INLINE void each_panel(const Slice& slice, bool backwards, const F& f) const {
+    const auto find = [&](int64_t column, int vectors) {
       if (is_packed(column, vectors))
         f(weight.get() + column * K, int64_t(vectors) * kLanes<C>, column, vectors);
       else
         f(in_place + column, K, column, vectors);
-    });
+    };
+    columns.each_panel(slice.vectors.begin, slice.vectors.end, find, backwards);
   }
 };
 
@@ -113,13 +114,15 @@ void walk_slice(const Walk& walk, const Op& op, const State<C>& state, const Sli
   team.wait(team_size);
 
   Steps steps(walk, Op::kBackward);
-  while (true) {
+  // Every other step goes through the panels from the last to the first: of a weight too large for a cache, what was
+  // read last is still there.
+  for (bool backwards = false;; backwards = !backwards) {
     const bool more = steps.next();
     const int64_t stay = more ? (steps.rows() < steps.previous() ? steps.rows() : steps.previous()) : 0;
     const Range leaving = intersect(mine.batch, stay, steps.previous());
     const Range staying = intersect(mine.batch, 0, stay);
     const Range joining = more ? intersect(mine.batch, stay, steps.rows()) : Range{0, 0};
-    state.each_panel(mine, [&](const C* panel, int64_t ldp, int64_t column, int vectors) {
+    state.each_panel(mine, backwards, [&](const C* panel, int64_t ldp, int64_t column, int vectors) {
       if (leaving.size()) op.leave(state, leaving, now, panel, ldp, column, vectors);
       const auto take = [&](Range rows, int64_t k, bool joined) {
         each_product<Layout::kRows>(
