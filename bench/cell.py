@@ -5,6 +5,7 @@ together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Optional
 
 import torch
@@ -14,6 +15,8 @@ from bench.inputs import Inputs, make_inputs, wrong
 from bench.peers.base import Peer
 from bench.shapes import Case
 from bench.timing import Budget, alternate
+
+METER = "FMA peak"  # takes turns with the contenders
 
 
 def measure(
@@ -28,9 +31,16 @@ def measure(
         if call is not None:
             calls[name] = call
 
-    bound = roofline.bound(case, machine) if machine else None
+    bound = None
     synchronize = torch.cuda.synchronize if case.device == "cuda" else lambda: None
-    timed = alternate(calls, budget, synchronize=synchronize) if calls else {}
+    if machine and calls and case.device == "cpu":
+        meter = roofline.PeakMeter(case.threads)
+        timed = alternate({**calls, METER: meter}, budget, synchronize=synchronize)
+        del timed[METER]
+        machine = replace(machine, fma_peak=meter.peak)
+        bound = roofline.bound(case, machine)
+    else:
+        timed = alternate(calls, budget, synchronize=synchronize) if calls else {}
     for name, measured in timed.items():
         results[name].update(vars(measured), gflops=case.flops / measured.median / 1e9)
         if bound:
@@ -38,11 +48,13 @@ def measure(
 
     cell = {"case": case.to_dict(), "flops": case.flops, "results": results}
     if bound:
-        cell.update(bytes=bound.bytes, bound=bound.name, bound_seconds=bound.seconds)
+        cell.update(
+            bytes=bound.bytes, bound=bound.name, bound_seconds=bound.seconds, fma_peak=machine.fma_peak
+        )
     if machine and recurrence.applies(case):
-        seconds = recurrence.seconds_per_call(case, budget.seconds)
+        seconds, peak = recurrence.measure(case, budget.seconds)
         flops = recurrence.flops(case)
-        cell["recurrence"] = {"seconds": seconds, "fraction_of_peak": flops / seconds / machine.fma_peak}
+        cell["recurrence"] = {"seconds": seconds, "fraction_of_peak": flops / seconds / peak}
     return cell
 
 

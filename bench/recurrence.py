@@ -10,6 +10,7 @@ from typing import Optional
 import torch
 
 from bench.inputs import make_inputs, wrong
+from bench.roofline import PeakMeter
 from bench.shapes import Case
 from bench.timing import Budget, alternate
 
@@ -32,8 +33,11 @@ def flops(case: Case) -> float:
     return 2.0 * case.steps * case.batch * case.hidden_size**2
 
 
-def seconds_per_call(case: Case, seconds: float) -> float:
-    """Median time of one call. Raises RuntimeError when its result is wrong."""
+def measure(case: Case, seconds: float) -> tuple[float, float]:
+    """Median time of one call, and the FMA peak (flop/s) measured in turns with it.
+
+    Raises RuntimeError when the result is wrong.
+    """
     inputs = make_inputs(case)
     w_ih, w_hh, b_ih, b_hh = inputs.layer(0, 0)
     h0, kernel = inputs.h0[0], _kernel()
@@ -43,8 +47,9 @@ def seconds_per_call(case: Case, seconds: float) -> float:
     if problem:
         raise RuntimeError(f"the recurrence kernel at {case.key}: {problem}")
     # The result overwrites the input. Feeding it back in costs the same: values stay in range.
-    call = {"recurrence": lambda: kernel(rows, h0, w_hh, case.nonlinearity, None, False)}
-    return alternate(call, Budget(seconds=seconds))["recurrence"].median
+    meter = PeakMeter(case.threads)
+    calls = {"recurrence": lambda: kernel(rows, h0, w_hh, case.nonlinearity, None, False), "peak": meter}
+    return alternate(calls, Budget(seconds=seconds))["recurrence"].median, meter.peak
 
 
 def _kernel() -> Callable[..., torch.Tensor]:

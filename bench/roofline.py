@@ -17,6 +17,7 @@ hardware for bfloat16 the fraction can exceed 1.
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -45,6 +46,24 @@ class Machine:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+
+class PeakMeter:
+    """Measures the FMA peak once a call, as a contender that takes turns with the others (`alternate`):
+    what a neighbour on the machine or its clock takes from them is taken from the peak, too.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.rates: list[float] = []
+
+    def __call__(self) -> None:
+        self.rates.append(_native()[0](self.threads, 1e-3))
+
+    @property
+    def peak(self) -> float:
+        """The median, flop/s."""
+        return statistics.median(self.rates)
 
 
 @dataclass(frozen=True)
@@ -133,7 +152,7 @@ def _native() -> tuple[Any, Any]:
 
 
 def _step_latency(seconds: float) -> float:
-    from bench.recurrence import seconds_per_call
+    from bench import recurrence
 
     steps = 1000
-    return seconds_per_call(Case(steps, 1, 1, 1), seconds) / steps
+    return recurrence.measure(Case(steps, 1, 1, 1, threads=1), seconds)[0] / steps

@@ -90,18 +90,6 @@ struct ForwardArgs {
   void* h_n;         // [B, H]  out
 };
 
-struct BackwardArgs {
-  DType dtype;
-  Activation activation;
-  Walk walk;
-  const void* dout;  // [R, H], or null for zeros
-  const void* dh_n;  // [B, H], or null for zeros
-  const void* w_hh;  // [H, H]
-  const void* out;   // [R, H]
-  void* dpre;        // [R, H]  out
-  void* dh0;         // [B, H]  out, or null
-};
-
 // c = a b + bias0 + bias1, with b = w^T ([N, K] given) or b = w ([K, N] given).
 struct ProductArgs {
   DType dtype;
@@ -112,26 +100,6 @@ struct ProductArgs {
   const void* bias0;  // [N], or null
   const void* bias1;  // [N], or null
   void* c;            // [R, N]
-};
-
-// c = a^T b, a sum over rows. Row r of b is b[index[r]], or b_start[~index[r]] where the index is negative, so that the
-// previous hidden state of every row is found without a copy; a null index means b[r].
-struct GradientArgs {
-  DType dtype;
-  int64_t R, M, N;
-  const void* a;         // [R, M]
-  const void* b;         // [rows, N]
-  const void* b_start;   // [B, N], or null
-  const int64_t* index;  // [R], or null
-  void* c;               // [M, N]
-};
-
-// sum[m] = sum over r of a[r, m]
-struct ColumnSumArgs {
-  DType dtype;
-  int64_t R, M;
-  const void* a;  // [R, M]
-  void* sum;      // [M]
 };
 
 // What one instruction set provides.

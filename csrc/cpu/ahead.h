@@ -26,7 +26,7 @@ struct Wanted {
     const char* line = static_cast<const char*>(p);
     for (const char* end = line + bytes; line < end && count < kMost; line += 64) at[count++] = line;
   }
-  INLINE void ask(int64_t i) const { __builtin_prefetch(at[i], 0, 3); }
+  INLINE void ask(int64_t i) const { __builtin_prefetch(*(at + i), 0, 3); }
 };
 
 // Walks over the lines of a matrix that is read once: `bytes` bytes at row(r) for r in [next, end).

@@ -14,7 +14,7 @@ namespace rnnfast {
 namespace RNNFAST_ISA {
 
 template <class S, class Act>
-int sequence(const SequenceArgs& args, int threads) {
+KEPT int sequence(const SequenceArgs& args, int threads) {
   const Walk& walk = args.walk;
   if (args.stepwise) {
     const auto row = [&](const void* p, int64_t t, int64_t width) {
@@ -39,24 +39,72 @@ int sequence(const SequenceArgs& args, int threads) {
          forward<S, Act>({args.dtype, args.activation, walk, args.h0, args.w_hh, args.out, args.h_n}, threads);
 }
 
+// How much of dpre is computed before it is used: a long sequence is taken in passes, each of them the recurrence over
+// some steps and then the gradients' part of them, so that scratch memory doesn't grow with T. Passes of 1 MiB, though
+// they stay in the second cache level, took 1.1 to 1.2 times as long.
+constexpr int64_t kPassBytes = 4 * 1024 * 1024;
+constexpr int64_t kPassRows = 2048;
+
 template <class S, class Act>
-int sequence_backward(const SequenceBackwardArgs& args, int threads) {
+KEPT int sequence_backward(const SequenceBackwardArgs& args, int threads) {
+  using C = Compute<S>;
   const Walk& walk = args.walk;
   const int64_t R = total_rows(walk), I = args.I, H = walk.H;
-  const Scratch<S> dpre(R * H);
-  const Scratch<int64_t> before(args.dw_hh ? R : 0);
-  if (!dpre || !before) return 1;
-  int failed = backward<S, Act>(
-      {args.dtype, args.activation, walk, args.dout, args.dh_n, args.w_hh, args.out, dpre.get(), args.dh0}, threads);
-  if (args.dx)
-    failed |= product<S>({args.dtype, R, I, H, dpre.get(), args.w_ih, false, nullptr, nullptr, args.dx}, threads);
-  if (args.dw_ih)
-    failed |= gradient<S>({args.dtype, R, H, I, dpre.get(), args.x, nullptr, nullptr, args.dw_ih}, threads);
-  if (args.dw_hh) {
-    previous_rows(walk, before.get());
-    failed |= gradient<S>({args.dtype, R, H, H, dpre.get(), args.out, args.h0, before.get(), args.dw_hh}, threads);
+  const S* x = static_cast<const S*>(args.x);      // [R, I]
+  const S* out = static_cast<const S*>(args.out);  // [R, H]
+  const S* h0 = static_cast<const S*>(args.h0);    // [B, H]
+  S* dx = static_cast<S*>(args.dx);                // [R, I], or null
+
+  const int64_t fitting = kPassBytes / (H * int64_t(sizeof(S)));
+  const int64_t passes = R / (fitting > kPassRows ? fitting : kPassRows);
+  const int64_t pass_rows = passes > 1 ? (R + passes - 1) / passes : R;  // a pass ends with the step that reaches it
+  const Scratch<S> dpre((pass_rows + walk.B < R ? pass_rows + walk.B : R) * H);
+  const Scratch<int64_t> before(args.dw_hh ? R : 0);  // where each row's previous state is
+  BackwardOp<S, Act> op{H,
+                        static_cast<const S*>(args.dout),
+                        static_cast<const S*>(args.dh_n),
+                        static_cast<const S*>(args.w_hh),
+                        out,
+                        static_cast<S*>(args.dh0),
+                        dpre.get(),
+                        0};
+  State<C> state(walk, op.kBackward, op.in_place(), threads);
+  GradientSum<S> dw_ih(static_cast<S*>(args.dw_ih), H, I, R, pass_rows);
+  GradientSum<S> dw_hh(static_cast<S*>(args.dw_hh), H, H, R, pass_rows);
+  ColumnSum<S> db(static_cast<S*>(args.db), H);
+  if (!dpre || !before || !state || !dw_ih || !dw_hh || !db) return 1;
+  if (dw_hh.wanted()) previous_rows(walk, before.get());
+
+  int failed = 0;
+  Steps steps(walk, op.kBackward);
+  for (bool more = steps.next(); more && !failed;) {
+    Range rows{R, 0};
+    int64_t count = 0;
+    do {
+      const int64_t end = steps.offset() + steps.rows();
+      rows = {steps.offset() < rows.begin ? steps.offset() : rows.begin, end > rows.end ? end : rows.end};
+      ++count;
+      more = steps.next();
+    } while (more && rows.size() < pass_rows);
+
+    op.first = rows.begin;
+    failed |= run_walk(walk, op, state, count + !more);
+    if (dx)
+      failed |= product<S>(
+          {args.dtype, rows.size(), I, H, dpre.get(), args.w_ih, false, nullptr, nullptr, dx + rows.begin * I},
+          threads);
+    if (dw_ih.wanted()) failed |= dw_ih.add(dpre.get(), x + rows.begin * I, rows.size(), threads);
+    if (dw_hh.wanted()) {
+      const auto previous = [out, h0, H, before = before.get() + rows.begin](int64_t r) {
+        return before[r] >= 0 ? out + before[r] * H : h0 + ~before[r] * H;
+      };
+      failed |= dw_hh.add(dpre.get(), previous, rows.size(), threads);
+    }
+    if (db.wanted()) db.add(dpre.get(), rows.size(), threads);
   }
-  if (args.db) failed |= column_sum<S>({args.dtype, R, H, dpre.get(), args.db}, threads);
+  if (dw_ih.wanted()) dw_ih.finish(threads);
+  if (dw_hh.wanted()) dw_hh.finish(threads);
+  if (db.wanted()) db.finish();
   return failed;
 }
 

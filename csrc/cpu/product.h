@@ -1,10 +1,8 @@
-// The products outside the recurrence.
+// The product outside the recurrence, c = a b + bias0 + bias1: the input projection of all steps at once, and its
+// input gradient.
 //
-//   product    c = a b + bias0 + bias1      the input projection of all steps at once, and its input gradient
-//   column_sum                              the bias gradient
-//
-// Plain GEMMs, but our own: a vendor library picks its order of summation by shape and thread count, and with it the
-// last bits; these have the one order of the tile, so that a sequence gets the same result in any batch and at any
+// A plain GEMM, but our own: a vendor library picks its order of summation by shape and thread count, and with it the
+// last bits; this has the one order of the tile, so that a sequence gets the same result in any batch and at any
 // number of threads.
 #pragma once
 
@@ -100,40 +98,6 @@ int product(const ProductArgs& args, int threads) {
               store_lanes(c + (begin + r) * N + col, sum + load(bias + col), lanes);
             });
       });
-    }
-  });
-  return 0;
-}
-
-// sum[m] = sum over r of a[r, m]
-template <class S>
-int column_sum(const ColumnSumArgs& args, int threads) {
-  using C = Compute<S>;
-  const int64_t R = args.R, M = args.M;
-  const S* a = static_cast<const S*>(args.a);  // [R, M]
-  S* out = static_cast<S*>(args.sum);          // [M]
-  const int64_t vectors = (M + kLanes<C> - 1) / kLanes<C>;
-  run_grid({1, team_for(R * M, threads)}, [&](int id, Grid g) {
-    constexpr int kTogether = 4;  // independent sums hide the latency of each
-    const Range mine = share(vectors, kTogether, id, g.size());
-    for (int64_t v = mine.begin; v < mine.end; v += kTogether) {
-      int lanes[kTogether];
-      for (int j = 0; j < kTogether; ++j) {
-        const int64_t left = M - (v + j) * kLanes<C>;
-        lanes[j] = left < 0 ? 0 : left < kLanes<C> ? int(left) : kLanes<C>;
-      }
-      const S* column = a + v * kLanes<C>;
-      Vec<C> total[kTogether] = {}, lost[kTogether] = {};  // compensated: `lost` is what rounding has taken
-      for (int64_t r = 0; r < R; ++r, column += M)
-        for (int j = 0; j < kTogether; ++j) {
-          if (lanes[j] == 0) continue;
-          const Vec<C> next = load_lanes(column + j * kLanes<C>, lanes[j]) - lost[j];
-          const Vec<C> sum = total[j] + next;
-          lost[j] = (sum - total[j]) - next;
-          total[j] = sum;
-        }
-      for (int j = 0; j < kTogether; ++j)
-        if (lanes[j]) store_lanes(out + (v + j) * kLanes<C>, total[j], lanes[j]);
     }
   });
   return 0;

@@ -47,23 +47,40 @@ struct Slice {
   Range batch, vectors;
 };
 
-// The packed weight and the two carry buffers, shared by the team.
+// A walk under way: the packed weight, the two carry buffers, and how far it has come. Shared by the team.
 template <class C>
 struct State {
+  const Grid grid;
   const Columns<C> columns;
   const int64_t K, ld;  // ld of the carry: an odd number of cache lines, so that rows do not compete for cache sets
   const C* in_place;  // [K, K], or null: read the weight here, where whole vectors of it are needed, instead of packing
   const Scratch<C> weight, carry;
+  Steps steps;
+  C *now, *next;
+  bool begun = false, backwards = false;
 
-  State(const Walk& walk, Grid grid, const C* w)
-      : columns(Columns<C>::for_rows(walk.H, (walk.B + grid.rows - 1) / grid.rows)),
+  State(const Walk& walk, bool backward, const C* w, int threads)
+      : grid(plan_recurrence<C>(walk, total_rows(walk), threads)),
+        columns(Columns<C>::for_rows(walk.H, (walk.B + grid.rows - 1) / grid.rows)),
         K(walk.H),
         ld(((columns.padded() * int64_t(sizeof(C)) + 63) / 64 | 1) * 64 / int64_t(sizeof(C))),
         in_place(walk.T <= kFewSteps ? w : nullptr),
         weight(columns.padded() * K),
-        carry(2 * walk.B * ld) {}
+        carry(2 * walk.B * ld),
+        steps(walk, backward),
+        now(carry.get()),
+        next(now + walk.B * ld) {}
 
   explicit operator bool() const { return weight && carry; }
+
+  bool advance() {
+    const bool more = steps.next();
+    backwards = !backwards;
+    C* swap = now;
+    now = next;
+    next = swap;
+    return more;
+  }
 
   auto rows_of(const C* carry_) const {
     return [this, carry_](Range tile, int64_t k) { return Operand<C>{carry_ + tile.begin * ld + k, ld}; };
@@ -92,52 +109,49 @@ struct State {
 //   step(row, b, column, lanes, product, joined) -> vector   one step; returns the new carry
 //   leave(state, rows, carry, panel, ldp, column, vectors)   the sequences whose last step has been taken
 template <class C, class Op>
-void walk_slice(const Walk& walk, const Op& op, const State<C>& state, const Slice& mine, const Slice& to_pack,
-                Barrier& team, int team_size, Barrier& group, int group_size) {
+void begin_walk(const Walk& walk, const Op& op, const State<C>& state, const Slice& mine, const Slice& to_pack) {
   state.columns.each_panel(to_pack.vectors.begin, to_pack.vectors.end, [&](int64_t column, int vectors) {
     if (state.is_packed(column, vectors)) op.pack(column, vectors, state.weight.get() + column * state.K);
   });
-  C* now = state.carry.get();
-  C* next = now + walk.B * state.ld;
-  const auto each_own_vector = [&](const auto& f) {
-    for (int64_t b = mine.batch.begin; b < mine.batch.end; ++b)
-      for (int64_t v = mine.vectors.begin; v < mine.vectors.end; ++v) {
-        const int64_t column = v * kLanes<C>, left = state.columns.count - column;
-        f(b, column, left < kLanes<C> ? int(left) : kLanes<C>);
-      }
-  };
-  each_own_vector([&](int64_t b, int64_t column, int lanes) {
-    const Vec<C> h = op.start(b, column, lanes);
-    store(now + b * state.ld + column, h);
-    store(next + b * state.ld + column, h);
-  });
-  team.wait(team_size);
+  for (int64_t b = mine.batch.begin; b < mine.batch.end; ++b)
+    for (int64_t v = mine.vectors.begin; v < mine.vectors.end; ++v) {
+      const int64_t column = v * kLanes<C>, left = walk.H - column;
+      const Vec<C> h = op.start(b, column, left < kLanes<C> ? int(left) : kLanes<C>);
+      store(state.now + b * state.ld + column, h);
+      store(state.next + b * state.ld + column, h);
+    }
+}
 
-  Steps steps(walk, Op::kBackward);
+// `count` steps, on a copy of the state; after the last of the walk one more finds that nobody has any left.
+template <class C, class Op>
+void walk_slice(const Op& op, State<C> const& shared, int64_t count, const Slice& mine, Barrier& group,
+                int group_size) {
+  Steps steps = shared.steps;
+  C *now = shared.now, *next = shared.next;
   // Every other step goes through the panels from the last to the first: of a weight too large for a cache, what was
   // read last is still there.
-  for (bool backwards = false;; backwards = !backwards) {
+  for (bool backwards = shared.backwards; count > 0; --count, backwards = !backwards) {
     const bool more = steps.next();
     const int64_t stay = more ? (steps.rows() < steps.previous() ? steps.rows() : steps.previous()) : 0;
     const Range leaving = intersect(mine.batch, stay, steps.previous());
     const Range staying = intersect(mine.batch, 0, stay);
     const Range joining = more ? intersect(mine.batch, stay, steps.rows()) : Range{0, 0};
-    state.each_panel(mine, backwards, [&](const C* panel, int64_t ldp, int64_t column, int vectors) {
-      if (leaving.size()) op.leave(state, leaving, now, panel, ldp, column, vectors);
+    shared.each_panel(mine, backwards, [&](const C* panel, int64_t ldp, int64_t column, int vectors) {
+      if (leaving.size()) op.leave(shared, leaving, now, panel, ldp, column, vectors);
       const auto take = [&](Range rows, int64_t k, bool joined) {
         each_product<Layout::kRows>(
-            Tiles(rows, max_rows(vectors)), state.rows_of(now), panel, ldp, column, vectors, state.K, k,
+            Tiles(rows, max_rows(vectors)), shared.rows_of(now), panel, ldp, column, vectors, shared.K, k,
             [op = op, offset = steps.offset(), column, vectors](Range tile, Wanted& wanted) {
               for (int64_t b = tile.begin; b < tile.end; ++b) op.soon(offset + b, column, vectors, wanted);
             },
-            [op = op, offset = steps.offset(), joined, next, ld = state.ld](int64_t b, int64_t col, int lanes,
-                                                                            Vec<C> product) {
+            [op = op, offset = steps.offset(), joined, next, ld = shared.ld](int64_t b, int64_t col, int lanes,
+                                                                             Vec<C> product) {
               const Vec<C> h = op.step(offset + b, b, col, lanes, product, joined);
               store(next + b * ld + col, h);
             });
       };
-      take(staying, state.K, false);
-      take(joining, Op::kBackward ? 0 : state.K, true);
+      take(staying, shared.K, false);
+      take(joining, Op::kBackward ? 0 : shared.K, true);
     });
     if (!more) return;
     group.wait(group_size);
@@ -147,10 +161,10 @@ void walk_slice(const Walk& walk, const Op& op, const State<C>& state, const Sli
   }
 }
 
+// Takes the next `count` steps of a walk; the whole of it is T + 1.
 template <class C, class Op>
-int run_walk(const Walk& walk, const Op& op, int threads) {
-  const Grid grid = plan_recurrence<C>(walk, total_rows(walk), threads);
-  const State<C> state(walk, grid, op.in_place());
+int run_walk(const Walk& walk, const Op& op, State<C>& state, int64_t count) {
+  const Grid grid = state.grid;
   Scratch<Barrier> barriers(grid.rows + 1);
   if (!state || !barriers) return 1;
   for (int i = 0; i <= grid.rows; ++i) barriers.get()[i] = Barrier();
@@ -159,11 +173,17 @@ int run_walk(const Walk& walk, const Op& op, int threads) {
     const int64_t vectors = state.columns.vectors();
     const int width = state.columns.width;
     const Slice mine{share_batch(walk, g.row(id), g.rows), share(vectors, width, g.col(id), g.cols)};
-    // Threads that own the same columns pack them together.
-    const Range part = share(mine.vectors.size(), width, g.row(id), g.rows);
-    const Slice to_pack{mine.batch, {mine.vectors.begin + part.begin, mine.vectors.begin + part.end}};
-    walk_slice(walk, op, state, mine, to_pack, barriers.get()[g.rows], g.size(), barriers.get()[g.row(id)], g.cols);
+    if (!state.begun) {
+      // Threads that own the same columns pack them together.
+      const Range part = share(mine.vectors.size(), width, g.row(id), g.rows);
+      begin_walk(walk, op, state, mine, {mine.batch, {mine.vectors.begin + part.begin, mine.vectors.begin + part.end}});
+      barriers.get()[g.rows].wait(g.size());
+    }
+    walk_slice(op, state, count, mine, barriers.get()[g.row(id)], g.cols);
   });
+  state.begun = true;
+  while (count-- > 0 && state.advance()) {
+  }
   return 0;
 }
 
@@ -205,8 +225,9 @@ struct BackwardOp {
   const S* dh_n;  // [B, H], or null
   const S* w_hh;  // [H, H]
   const S* out;   // [R, H]
-  S* dpre;        // [R, H]
   S* dh0;         // [B, H], or null
+  S* dpre;        // [.., H], from row `first` on
+  int64_t first;
 
   void pack(int64_t column, int vectors, C* panel) const {
     pack_rows<S>([&](int64_t k) { return w_hh + k * H; }, H, H, column, vectors, panel);
@@ -222,14 +243,14 @@ struct BackwardOp {
     const int64_t bytes = vectors * kLanes<C> * int64_t(sizeof(S));
     wanted.add(out + row * H + column, bytes);
     if (dout) wanted.add(dout + row * H + column, bytes);
-    wanted.add(dpre + row * H + column, bytes);
+    wanted.add(dpre + (row - first) * H + column, bytes);
   }
   INLINE Vec<C> step(int64_t row, int64_t b, int64_t column, int lanes, Vec<C> product, bool joined) const {
     if (dout) product += load_lanes(dout + row * H + column, lanes);
     if (joined && dh_n) product += load_lanes(dh_n + b * H + column, lanes);
     const Vec<C> h = load_lanes(out + row * H + column, lanes);
     const Vec<C> g = round_to<S>(Act::backward(product, h));
-    store_lanes(dpre + row * H + column, g, lanes);
+    store_lanes(dpre + (row - first) * H + column, g, lanes);
     return g;
   }
   void leave(const State<C>& state, Range rows, const C* carry, const C* panel, int64_t ldp, int64_t column,
@@ -245,19 +266,8 @@ template <class S, class Act>
 int forward(const ForwardArgs& args, int threads) {
   const ForwardOp<S, Act> op{args.walk.H, static_cast<const S*>(args.h0), static_cast<const S*>(args.w_hh),
                              static_cast<S*>(args.out), static_cast<S*>(args.h_n)};
-  return run_walk<Compute<S>>(args.walk, op, threads);
-}
-
-template <class S, class Act>
-int backward(const BackwardArgs& args, int threads) {
-  const BackwardOp<S, Act> op{args.walk.H,
-                              static_cast<const S*>(args.dout),
-                              static_cast<const S*>(args.dh_n),
-                              static_cast<const S*>(args.w_hh),
-                              static_cast<const S*>(args.out),
-                              static_cast<S*>(args.dpre),
-                              static_cast<S*>(args.dh0)};
-  return run_walk<Compute<S>>(args.walk, op, threads);
+  State<Compute<S>> state(args.walk, op.kBackward, op.in_place(), threads);
+  return run_walk(args.walk, op, state, args.walk.T + 1);
 }
 
 }  // namespace RNNFAST_ISA

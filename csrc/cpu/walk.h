@@ -41,7 +41,7 @@ class Steps {
  private:
   int64_t rows_at(int64_t t) const { return walk_.batch_sizes ? walk_.batch_sizes[t] : walk_.B; }
 
-  const Walk& walk_;
+  Walk walk_;
   bool descending_;
   int64_t step_, offset_, rows_ = 0, previous_ = 0;
 };
