@@ -10,31 +10,16 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import ops
+from . import ops, plain
 from .backends.base import Grads, Needs
 from .backends.eager import EagerBackend
+from .context import needs_composite, needs_grad, watched
 
 _EAGER = EagerBackend()
 
-# Private names of torch, looked up with a default so that another version can at worst lose the feature.
-_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+# A private name of torch, looked up with a default so that another version can at worst lose the feature.
 _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
-
-
-def needs_grad(*tensors: Optional[Tensor]) -> bool:
-    """Whether autograd will record a call with these arguments."""
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return False
-
-
-def needs_composite() -> bool:
-    """Whether a transform is active that has to see differentiable operators all the way down."""
-    return _functorch_active() or getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def _higher_order(*grads: Optional[Tensor]) -> bool:
@@ -55,11 +40,17 @@ composite_step = _EAGER.step_forward
 
 
 class Step(torch.autograd.Function):
-    """Its first argument is what to call: the registered operator or, where nobody watches, the function."""
+    """Its first argument is what to call: the registered operator or, where nobody watches, the function.
+
+    Or a tuple of what `plain` has computed already.
+    """
 
     @staticmethod
     def forward(ctx: Any, step, x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend):
-        out = step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, True, backend)
+        if type(step) is tuple:
+            (out,) = step
+        else:
+            out = step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, True, backend)
         ctx.save_for_backward(x, h, weight_ih, weight_hh, out)
         ctx.nonlinearity = nonlinearity
         ctx.backend = backend
@@ -69,19 +60,27 @@ class Step(torch.autograd.Function):
     def backward(ctx: Any, grad):
         x, h, weight_ih, weight_hh, out = ctx.saved_tensors
         inputs = (grad, x, h, weight_ih, weight_hh, out)
-        needs = _needs(ctx.needs_input_grad)
-        if _higher_order(grad):
-            grads = _EAGER.step_backward(*inputs, ctx.nonlinearity, needs)
-        elif ops.watched(*inputs):
-            found = torch.ops.rnnfast.rnn_step_backward(*inputs, ctx.nonlinearity, list(needs), ctx.backend)
-            grads = ops.unlisted(found, needs)
+        flags, nonlinearity, backend = ctx.needs_input_grad, ctx.nonlinearity, ctx.backend
+        higher_order = _higher_order(grad)
+        if not higher_order:
+            found = plain.backward(
+                grad, None, x, h, weight_ih, weight_hh, out, nonlinearity, False, flags, backend
+            )
+            if found is not None:
+                return found
+        needs = _needs(flags)
+        if higher_order:
+            grads = _EAGER.step_backward(*inputs, nonlinearity, needs)
+        elif watched(*inputs):
+            listed = torch.ops.rnnfast.rnn_step_backward(*inputs, nonlinearity, list(needs), backend)
+            grads = ops.unlisted(listed, needs)
         else:
-            grads = ops.rnn_step_backward(*inputs, ctx.nonlinearity, needs, ctx.backend)
-        return None, *_of_tensors(grads, ctx.needs_input_grad), None, None
+            grads = ops.rnn_step_backward(*inputs, nonlinearity, needs, backend)
+        return None, *_of_tensors(grads, flags), None, None
 
 
 class Sequence(torch.autograd.Function):
-    """As Step."""
+    """As Step. Computed by `plain`, h0 and h_n may be [1, B, H]."""
 
     @staticmethod
     def forward(
@@ -98,32 +97,46 @@ class Sequence(torch.autograd.Function):
         reverse,
         backend,
     ):
-        out, h_n = sequence(
-            x, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, nonlinearity, reverse, True, backend
-        )
+        if type(sequence) is tuple:
+            out, h_n = sequence
+        else:
+            out, h_n = sequence(
+                x, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, nonlinearity, reverse, True, backend
+            )
         ctx.save_for_backward(x, h0, weight_ih, weight_hh, out, batch_sizes)
         ctx.set_materialize_grads(False)  # most callers use one of the outputs; the other's is None
-        ctx.nonlinearity = nonlinearity
-        ctx.reverse = reverse
+        ctx.rest = nonlinearity, reverse
         ctx.backend = backend
         return out, h_n
 
     @staticmethod
     def backward(ctx: Any, grad_out, grad_hn):
         x, h0, weight_ih, weight_hh, out, batch_sizes = ctx.saved_tensors
-        inputs = (grad_out, grad_hn, x, h0, weight_ih, weight_hh, out)
-        needs = _needs(ctx.needs_input_grad)
-        rest = (ctx.nonlinearity, ctx.reverse)
-        if _higher_order(grad_out, grad_hn):
-            grads = _composite_sequence_backward(*inputs, batch_sizes, *rest, needs)
-        elif ops.watched(*inputs):
-            found = torch.ops.rnnfast.rnn_sequence_backward(
-                *inputs, batch_sizes, *rest, list(needs), ctx.backend
+        flags, rest, backend = ctx.needs_input_grad, ctx.rest, ctx.backend
+        higher_order = _higher_order(grad_out, grad_hn)
+        if not higher_order and batch_sizes is None:
+            found = plain.backward(
+                grad_out, grad_hn, x, h0, weight_ih, weight_hh, out, *rest, flags, backend
             )
-            grads = ops.unlisted(found, needs)
+            if found is not None:
+                return found
+        stacked = h0.dim() == 3
+        if stacked:
+            h0, grad_hn = h0.squeeze(0), None if grad_hn is None else grad_hn.squeeze(0)
+        inputs = (grad_out, grad_hn, x, h0, weight_ih, weight_hh, out)
+        needs = _needs(flags)
+        if higher_order:
+            grads = _composite_sequence_backward(*inputs, batch_sizes, *rest, needs)
+        elif watched(*inputs):
+            listed = torch.ops.rnnfast.rnn_sequence_backward(
+                *inputs, batch_sizes, *rest, list(needs), backend
+            )
+            grads = ops.unlisted(listed, needs)
         else:
-            grads = ops.rnn_sequence_backward(*inputs, batch_sizes, *rest, needs, ctx.backend)
-        return None, *_of_tensors(grads, ctx.needs_input_grad), None, None, None, None
+            grads = ops.rnn_sequence_backward(*inputs, batch_sizes, *rest, needs, backend)
+        if stacked and grads.h0 is not None:
+            grads = grads._replace(h0=grads.h0.unsqueeze(0))
+        return None, *_of_tensors(grads, flags), None, None, None, None
 
 
 # Function.apply first looks for what a finished transform may have left in its arguments, for 2 us. Calls

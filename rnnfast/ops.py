@@ -22,11 +22,6 @@ from .dispatch import find
 
 _lib = torch.library.Library("rnnfast", "DEF")
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
-_PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
-# Private names of torch, looked up with a default so that another version can at worst lose the feature.
-_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
-_is_profiling = getattr(torch.autograd, "_profiler_enabled", lambda: False)
-_is_tracing = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 
@@ -46,17 +41,6 @@ def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[_Kernel], _Ker
 def set_derivative(name: str, function: Callable[..., Any]) -> None:
     """Makes `function` what runs when the operator `name` is called where autograd may record it."""
     _lib.impl(name, function, "Autograd")
-
-
-def watched(*tensors: Optional[Tensor]) -> bool:
-    """Whether our operators must be seen: by a tracer, a dispatch mode, the profiler, a tensor subclass."""
-    return (
-        torch.compiler.is_compiling()
-        or _dispatch_modes() > 0
-        or not _PLAIN.issuperset(map(type, tensors))
-        or _is_profiling()
-        or _is_tracing()
-    )
 
 
 def _contiguous(tensor: Optional[Tensor]) -> Optional[Tensor]:
