@@ -43,7 +43,7 @@ def needs_composite() -> bool:
 
 
 def undisturbed() -> bool:
-    """Neither `watching`, nor `needs_composite`, nor autocast; in one function, as it is asked first in every call."""
+    """Neither `watching`, nor `needs_composite`, nor autocast: one function, as every call asks it first."""
     return not (
         torch.compiler.is_compiling()
         or _dispatch_modes()

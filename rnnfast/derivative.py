@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, are_deterministic_algorithms_enabled, get_num_threads, is_grad_enabled
 
 from . import ops, plain
 from .backends.base import Grads, Needs
 from .backends.eager import EagerBackend
-from .context import needs_composite, needs_grad, watched
+from .context import needs_composite, needs_grad, undisturbed, watched
 
 _EAGER = EagerBackend()
 
@@ -36,6 +36,16 @@ def _higher_order(*grads: Optional[Tensor]) -> bool:
     return False
 
 
+def _plain_backward(*arguments: Any) -> Optional[tuple[Any, ...]]:
+    """What a backward returns, the short way where it is open, else None; never for what is `_higher_order`.
+
+    Gradients sent by `is_grads_batched` have no memory of their own: they are not plain.
+    """
+    if not plain.ready or is_grad_enabled() or not undisturbed():
+        return None
+    return plain.backward(*arguments, are_deterministic_algorithms_enabled(), get_num_threads())
+
+
 composite_step = _EAGER.step_forward
 
 
@@ -52,24 +62,21 @@ class Step(torch.autograd.Function):
         else:
             out = step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, True, backend)
         ctx.save_for_backward(x, h, weight_ih, weight_hh, out)
-        ctx.nonlinearity = nonlinearity
-        ctx.backend = backend
+        ctx.rest = nonlinearity, backend
         return out
 
     @staticmethod
     def backward(ctx: Any, grad):
         x, h, weight_ih, weight_hh, out = ctx.saved_tensors
         inputs = (grad, x, h, weight_ih, weight_hh, out)
-        flags, nonlinearity, backend = ctx.needs_input_grad, ctx.nonlinearity, ctx.backend
-        higher_order = _higher_order(grad)
-        if not higher_order:
-            found = plain.backward(
-                grad, None, x, h, weight_ih, weight_hh, out, nonlinearity, False, flags, backend
-            )
-            if found is not None:
-                return found
+        flags, (nonlinearity, backend) = ctx.needs_input_grad, ctx.rest
+        found = _plain_backward(
+            grad, None, x, h, weight_ih, weight_hh, out, nonlinearity, False, backend, flags
+        )
+        if found is not None:
+            return found
         needs = _needs(flags)
-        if higher_order:
+        if _higher_order(grad):
             grads = _EAGER.step_backward(*inputs, nonlinearity, needs)
         elif watched(*inputs):
             listed = torch.ops.rnnfast.rnn_step_backward(*inputs, nonlinearity, list(needs), backend)
@@ -100,24 +107,20 @@ class Sequence(torch.autograd.Function):
         if type(sequence) is tuple:
             out, h_n = sequence
         else:
-            out, h_n = sequence(
-                x, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, nonlinearity, reverse, True, backend
-            )
+            tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+            out, h_n = sequence(*tensors, batch_sizes, nonlinearity, reverse, True, backend)
         ctx.save_for_backward(x, h0, weight_ih, weight_hh, out, batch_sizes)
         ctx.set_materialize_grads(False)  # most callers use one of the outputs; the other's is None
-        ctx.rest = nonlinearity, reverse
-        ctx.backend = backend
+        ctx.rest = nonlinearity, reverse, backend
         return out, h_n
 
     @staticmethod
     def backward(ctx: Any, grad_out, grad_hn):
         x, h0, weight_ih, weight_hh, out, batch_sizes = ctx.saved_tensors
-        flags, rest, backend = ctx.needs_input_grad, ctx.rest, ctx.backend
-        higher_order = _higher_order(grad_out, grad_hn)
-        if not higher_order and batch_sizes is None:
-            found = plain.backward(
-                grad_out, grad_hn, x, h0, weight_ih, weight_hh, out, *rest, flags, backend
-            )
+        flags, (nonlinearity, reverse, backend) = ctx.needs_input_grad, ctx.rest
+        if batch_sizes is None:
+            rest = (nonlinearity, reverse, backend, flags)
+            found = _plain_backward(grad_out, grad_hn, x, h0, weight_ih, weight_hh, out, *rest)
             if found is not None:
                 return found
         stacked = h0.dim() == 3
@@ -125,15 +128,14 @@ class Sequence(torch.autograd.Function):
             h0, grad_hn = h0.squeeze(0), None if grad_hn is None else grad_hn.squeeze(0)
         inputs = (grad_out, grad_hn, x, h0, weight_ih, weight_hh, out)
         needs = _needs(flags)
-        if higher_order:
-            grads = _composite_sequence_backward(*inputs, batch_sizes, *rest, needs)
+        walk = (batch_sizes, nonlinearity, reverse)
+        if _higher_order(grad_out, grad_hn):
+            grads = _composite_sequence_backward(*inputs, *walk, needs)
         elif watched(*inputs):
-            listed = torch.ops.rnnfast.rnn_sequence_backward(
-                *inputs, batch_sizes, *rest, list(needs), backend
-            )
+            listed = torch.ops.rnnfast.rnn_sequence_backward(*inputs, *walk, list(needs), backend)
             grads = ops.unlisted(listed, needs)
         else:
-            grads = ops.rnn_sequence_backward(*inputs, batch_sizes, *rest, needs, backend)
+            grads = ops.rnn_sequence_backward(*inputs, *walk, needs, backend)
         if stacked and grads.h0 is not None:
             grads = grads._replace(h0=grads.h0.unsqueeze(0))
         return None, *_of_tensors(grads, flags), None, None, None, None

@@ -22,7 +22,7 @@ from .backends import cpu
 from .backends.aten import torch_sequence, torch_step
 from .backends.base import Backend
 from .backends.eager import DTYPES
-from .context import PLAIN, any_autocast, needs_composite, needs_grad, undisturbed, watched
+from .context import any_autocast, needs_composite, needs_grad, undisturbed, watched
 from .derivative import apply_sequence, apply_step, composite_sequence, composite_step
 from .dispatch import check_name, find
 
@@ -157,7 +157,12 @@ def rnn_sequence(
         check_name(backend)
         return composite_sequence(*tensors, nonlinearity, batch_sizes, reverse)
     # Copied once here, where autograd sees it, rather than in the operator and again in its backward.
-    arguments = (input.contiguous(), *tensors[1:], batch_sizes, nonlinearity, reverse)
+    dense = input.contiguous()
+    if dense is not input and not packed:
+        found = plain_sequence(dense, *tensors[1:], nonlinearity, reverse, False, backend)
+        if found is not None:
+            return found
+    arguments = (dense, *tensors[1:], batch_sizes, nonlinearity, reverse)
     if watched(*tensors):
         if torch.onnx.is_in_onnx_export() and not packed:
             return onnx.rnn_sequence(*tensors, nonlinearity, reverse)
@@ -187,10 +192,9 @@ def plain_step(
     if not plain.ready or not undisturbed():
         return None
     tensors = (weight_ih, weight_hh, bias_ih, bias_hh)
-    grad = is_grad_enabled() and _plain_grad(input, hx, *tensors)
-    deterministic = are_deterministic_algorithms_enabled()
+    grad, deterministic = is_grad_enabled(), are_deterministic_algorithms_enabled()
     out = plain.step(input, hx, *tensors, nonlinearity, backend, grad, deterministic, get_num_threads())
-    if out is None or not grad:
+    if out is None or not (grad and needs_grad(*tensors, input, hx)):
         return out
     h = torch.zeros_like(out) if hx is None else hx
     return apply_step((out,), input, h, *tensors, nonlinearity, backend)
@@ -215,8 +219,7 @@ def plain_sequence(
     if not plain.ready or not undisturbed():
         return None
     tensors = (weight_ih, weight_hh, bias_ih, bias_hh)
-    grad = is_grad_enabled() and _plain_grad(input, h0, *tensors)
-    deterministic = are_deterministic_algorithms_enabled()
+    grad, deterministic = is_grad_enabled(), are_deterministic_algorithms_enabled()
     found = plain.sequence(
         input,
         h0,
@@ -230,15 +233,10 @@ def plain_sequence(
         0 if deterministic else cpu.STEPWISE,
         get_num_threads(),
     )
-    if found is None or not grad:
+    if found is None or not (grad and needs_grad(*tensors, input, h0)):
         return found
     h = torch.zeros_like(found[1]) if h0 is None else h0
     return apply_sequence(found, input, h, *tensors, None, nonlinearity, reverse, backend)
-
-
-def _plain_grad(*tensors: Optional[Tensor]) -> bool:
-    """`needs_grad`, of arguments that may be anything yet."""
-    return PLAIN.issuperset(map(type, tensors)) and needs_grad(*tensors)
 
 
 def solver_of(

@@ -103,7 +103,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         """
         weights = self._layer_weights()
         if len(weights) == 1 and not self.batch_first:
-            layer = weights[0] if self.bias else (*weights[0], None, None)
+            layer: Any = weights[0] if self.bias else (*weights[0], None, None)
             found = plain_sequence(input, hx, *layer, self.nonlinearity, False, True, self.backend)
             if found is not None:
                 return found
@@ -150,10 +150,10 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         still parameters, and finding those in their dict is several times faster than getattr.
         """
         parameters = self._parameters
-        return [
-            [parameters[name] if name in parameters else getattr(self, name) for name in names]
-            for names in self._all_weights
-        ]
+        layers = []
+        for names in self._all_weights:  # a comprehension in another takes longer
+            layers.append([parameters[name] if name in parameters else getattr(self, name) for name in names])
+        return layers
 
     def _fits(
         self, rows: Tensor, hx: Optional[Tensor], batch: int, packed: bool, weights: list[list[Any]]

@@ -24,7 +24,7 @@ PyObject* find;        // dispatch.find
 PyObject* solver;      // the type of the backend that this file is the short way to
 PyObject* device;      // torch.device("cpu")
 PyObject* dtypes[4];   // in the order of DType
-PyObject *kind_step, *kind_sequence;
+PyObject *kind_step, *kind_sequence, *requires_grad, *contiguous;
 
 constexpr size_t kItemSize[] = {4, 8, 2, 2};
 
@@ -51,6 +51,8 @@ PyObject* setup(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (!dtypes[i]) return nullptr;
   }
   empty_like = Py_NewRef(args[6]);
+  requires_grad = PyUnicode_InternFromString("requires_grad");
+  contiguous = PyUnicode_InternFromString("contiguous");
   kind_step = PyUnicode_InternFromString("step");
   kind_sequence = PyUnicode_InternFromString("sequence");
   return PyBool_FromLong(viewer.open(args[0], args[1]));
@@ -74,6 +76,17 @@ Owned fresh_like(PyObject* tensor, const View& like, View* view) {
       memcmp(view->shape, like.shape, size_t(like.ndim) * sizeof(int64_t)))
     return nullptr;
   return made;
+}
+
+// Whether autograd records a call with these tensors, if it records at all.
+bool records(PyObject* enabled, PyObject* const* tensors, int count) {
+  if (enabled != Py_True) return false;
+  for (int i = count; i-- > 0;) {  // the weights first: they are the likelier ones
+    if (tensors[i] == Py_None) continue;
+    const Owned wanted(PyObject_GetAttr(tensors[i], requires_grad));
+    if (wanted.get() != Py_False) return true;
+  }
+  return false;
 }
 
 bool activation_of(PyObject* name, Activation* activation) {
@@ -119,28 +132,29 @@ struct Layer {
   }
 
   // Whether dispatch gives this to the CPU backend. Without an exception: the general way meets the same one.
-  bool ours(PyObject* backend, PyObject* grad, PyObject* deterministic) const {
+  bool ours(PyObject* backend, bool grad, PyObject* deterministic) const {
     const Owned sizes[] = {Owned(PyLong_FromLongLong(I)), Owned(PyLong_FromLongLong(H)), Owned(PyLong_FromLongLong(B)),
                            Owned(PyLong_FromLongLong(T))};
     PyObject* args[] = {backend,        is_step ? kind_step : kind_sequence,
                         device,         dtypes[int(x.dtype)],
                         sizes[0].get(), sizes[1].get(),
                         sizes[2].get(), sizes[3].get(),
-                        Py_False,       grad,
+                        Py_False,       grad ? Py_True : Py_False,
                         deterministic};
     const Owned found(PyObject_Vectorcall(find, args, sizeof(args) / sizeof(*args), nullptr));
     return found && reinterpret_cast<PyObject*>(Py_TYPE(found.get())) == solver;
   }
 };
 
-// (x, h or None, w_ih, w_hh, b_ih, b_hh, nonlinearity, backend, grad, deterministic, threads) -> out, or None
+// (x, h or None, w_ih, w_hh, b_ih, b_hh, nonlinearity, backend, grad_mode, deterministic, threads) -> out, or None
 PyObject* plain_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 11) return PyErr_Format(PyExc_TypeError, "11 arguments, got %zd", n);
   Layer l;
   Activation activation;
   View out;
   if (!l.fits(args[0], args[1], args[2], args[3]) || !l.is_step || !l.fits_bias(args[4], &l.b_ih) ||
-      !l.fits_bias(args[5], &l.b_hh) || !activation_of(args[6], &activation) || !l.ours(args[7], args[8], args[9]))
+      !l.fits_bias(args[5], &l.b_hh) || !activation_of(args[6], &activation) ||
+      !l.ours(args[7], records(args[8], args, 6), args[9]))
     return not_plain();
   Owned result = l.h.data ? fresh_like(args[1], l.h, &out) : fresh(args[0], &out, l.B, l.H);
   if (!result) return not_plain();
@@ -156,9 +170,9 @@ PyObject* plain_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return result.release();
 }
 
-// (x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, reverse, stacked, backend, grad, deterministic, stepwise, threads) ->
-// (out, h_n like h0), or None. `stacked`: h0 is [1, B, H], or None for zeros. `stepwise`: up to this many steps read
-// the weights in place.
+// (x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, reverse, stacked, backend, grad_mode, deterministic, stepwise,
+// threads) -> (out, h_n like h0), or None. `stacked`: h0 is [1, B, H], or None for zeros. `stepwise`: up to this many
+// steps read the weights in place.
 PyObject* plain_sequence(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 14) return PyErr_Format(PyExc_TypeError, "14 arguments, got %zd", n);
   Layer l;
@@ -167,7 +181,7 @@ PyObject* plain_sequence(PyObject*, PyObject* const* args, Py_ssize_t n) {
   const bool reverse = args[7] == Py_True, stacked = args[8] == Py_True;
   if (!l.fits(args[0], args[1], args[2], args[3]) || l.is_step || !l.fits_bias(args[4], &l.b_ih) ||
       !l.fits_bias(args[5], &l.b_hh) || !activation_of(args[6], &activation) ||
-      stacked != (!l.h.data || l.h.ndim == 3) || !l.ours(args[9], args[10], args[11]))
+      stacked != (!l.h.data || l.h.ndim == 3) || !l.ours(args[9], records(args[10], args, 6), args[11]))
     return not_plain();
   Owned output = fresh(args[0], &out, l.T, l.B, l.H);
   Owned h_n = l.h.data ? fresh_like(args[1], l.h, &last) : fresh(args[0], &last, int64_t(1), l.B, l.H);
@@ -196,6 +210,15 @@ PyObject* plain_sequence(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return PyTuple_Pack(2, output.get(), h_n.get());
 }
 
+// A gradient that arrives, copied to `copy` if it isn't dense: that of a sum is expanded from a single number.
+bool look_at_gradient(PyObject* grad, Owned* copy, View* view) {
+  if (viewer.look(grad, view)) return true;
+  if (!viewer.knows(grad)) return false;
+  copy->reset(PyObject_CallMethodNoArgs(grad, contiguous));
+  if (!*copy) PyErr_Clear();
+  return *copy && viewer.look(copy->get(), view);
+}
+
 // (grad_out or None, grad_hn or None, x, h, w_ih, w_hh, out, nonlinearity, reverse, backend, needs, deterministic,
 // threads) -> gradients, or None. `needs` are the flags of a Function whose arguments 1 to 6 are x to b_hh; the result
 // is what its backward returns.
@@ -208,16 +231,17 @@ PyObject* plain_backward(PyObject*, PyObject* const* args, Py_ssize_t n) {
       !PyTuple_CheckExact(needs) || PyTuple_GET_SIZE(needs) < 7)
     return not_plain();
   View dout, dh_n, out;
+  Owned dout_copy, dh_n_copy;
   dout.data = dh_n.data = nullptr;
   const auto like_out = [&](const View& v) {
     return v.dtype == l.x.dtype && (l.is_step ? v.is(l.B, l.H) : v.is(l.T, l.B, l.H));
   };
   if (!viewer.look(args[6], &out) || !like_out(out)) return not_plain();
-  if (args[0] != Py_None && (!viewer.look(args[0], &dout) || !like_out(dout))) return not_plain();
-  if (args[1] != Py_None && (!viewer.look(args[1], &dh_n) || dh_n.dtype != l.x.dtype || dh_n.ndim != l.h.ndim ||
-                             !(dh_n.is(l.B, l.H) || dh_n.is(1, l.B, l.H))))
+  if (args[0] != Py_None && (!look_at_gradient(args[0], &dout_copy, &dout) || !like_out(dout))) return not_plain();
+  if (args[1] != Py_None && (!look_at_gradient(args[1], &dh_n_copy, &dh_n) || dh_n.dtype != l.x.dtype ||
+                             dh_n.ndim != l.h.ndim || !(dh_n.is(l.B, l.H) || dh_n.is(1, l.B, l.H))))
     return not_plain();
-  if (!l.ours(args[9], Py_True, args[11])) return not_plain();
+  if (!l.ours(args[9], true, args[11])) return not_plain();
 
   Owned grads(PyTuple_New(PyTuple_GET_SIZE(needs)));
   if (!grads) return nullptr;

@@ -73,10 +73,12 @@ class Viewer {
     return is_neg_ != nullptr;
   }
 
+  bool knows(PyObject* object) const { return Py_TYPE(object) == tensor_ || Py_TYPE(object) == parameter_; }
+
   // False for anything else than a View can describe: other types, devices, dtypes and layouts, wrappers without
   // memory, and the lazily negated. Leaves no exception.
   bool look(PyObject* object, View* view) const {
-    if (Py_TYPE(object) != tensor_ && Py_TYPE(object) != parameter_) return false;
+    if (!knows(object)) return false;
     dlpack::Tensor t;
     if (from_python_(object, &t) != 0) {
       PyErr_Clear();
