@@ -103,8 +103,9 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         """
         weights = self._layer_weights()
         if len(weights) == 1 and not self.batch_first:
-            layer: Any = weights[0] if self.bias else (*weights[0], None, None)
-            found = plain_sequence(input, hx, *layer, self.nonlinearity, False, True, self.backend)
+            w_ih, w_hh, b_ih, b_hh = weights[0] if self.bias else (*weights[0], None, None)
+            nonlinearity, backend = self.nonlinearity, self.backend
+            found = plain_sequence(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity, False, True, backend)
             if found is not None:
                 return found
         if isinstance(input, torch.fx.Proxy):
