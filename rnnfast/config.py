@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch
 from .backends.base import Problem
-from .derivative import needs_grad
+from .context import needs_grad
 from .modules import RNN, RNNCell
 from .version import __version__
 

@@ -9,32 +9,17 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
+from torch import Tensor, are_deterministic_algorithms_enabled, get_num_threads, is_grad_enabled
 
-from . import ops
+from . import ops, plain
 from .backends.base import Grads, Needs
 from .backends.eager import EagerBackend
+from .context import needs_composite, needs_grad, undisturbed, watched
 
 _EAGER = EagerBackend()
 
-# Private names of torch, looked up with a default so that another version can at worst lose the feature.
-_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+# A private name of torch, looked up with a default so that another version can at worst lose the feature.
 _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
-
-
-def needs_grad(*tensors: Optional[Tensor]) -> bool:
-    """Whether autograd will record a call with these arguments."""
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return False
-
-
-def needs_composite() -> bool:
-    """Whether a transform is active that has to see differentiable operators all the way down."""
-    return _functorch_active() or getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def _higher_order(*grads: Optional[Tensor]) -> bool:
@@ -51,37 +36,58 @@ def _higher_order(*grads: Optional[Tensor]) -> bool:
     return False
 
 
+def _plain_backward(*arguments: Any) -> Optional[tuple[Any, ...]]:
+    """What a backward returns, the short way where it is open, else None; never for what is `_higher_order`.
+
+    Gradients sent by `is_grads_batched` have no memory of their own: they are not plain.
+    """
+    if not plain.ready or is_grad_enabled() or not undisturbed():
+        return None
+    return plain.backward(*arguments, are_deterministic_algorithms_enabled(), get_num_threads())
+
+
 composite_step = _EAGER.step_forward
 
 
 class Step(torch.autograd.Function):
-    """Its first argument is what to call: the registered operator or, where nobody watches, the function."""
+    """Its first argument is what to call: the registered operator or, where nobody watches, the function.
+
+    Or a tuple of what `plain` has computed already.
+    """
 
     @staticmethod
     def forward(ctx: Any, step, x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend):
-        out = step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, True, backend)
+        if type(step) is tuple:
+            (out,) = step
+        else:
+            out = step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, True, backend)
         ctx.save_for_backward(x, h, weight_ih, weight_hh, out)
-        ctx.nonlinearity = nonlinearity
-        ctx.backend = backend
+        ctx.rest = nonlinearity, backend
         return out
 
     @staticmethod
     def backward(ctx: Any, grad):
         x, h, weight_ih, weight_hh, out = ctx.saved_tensors
         inputs = (grad, x, h, weight_ih, weight_hh, out)
-        needs = _needs(ctx.needs_input_grad)
+        flags, (nonlinearity, backend) = ctx.needs_input_grad, ctx.rest
+        found = _plain_backward(
+            grad, None, x, h, weight_ih, weight_hh, out, nonlinearity, False, backend, flags
+        )
+        if found is not None:
+            return found
+        needs = _needs(flags)
         if _higher_order(grad):
-            grads = _EAGER.step_backward(*inputs, ctx.nonlinearity, needs)
-        elif ops.watched(*inputs):
-            found = torch.ops.rnnfast.rnn_step_backward(*inputs, ctx.nonlinearity, list(needs), ctx.backend)
-            grads = ops.unlisted(found, needs)
+            grads = _EAGER.step_backward(*inputs, nonlinearity, needs)
+        elif watched(*inputs):
+            listed = torch.ops.rnnfast.rnn_step_backward(*inputs, nonlinearity, list(needs), backend)
+            grads = ops.unlisted(listed, needs)
         else:
-            grads = ops.rnn_step_backward(*inputs, ctx.nonlinearity, needs, ctx.backend)
-        return None, *_of_tensors(grads, ctx.needs_input_grad), None, None
+            grads = ops.rnn_step_backward(*inputs, nonlinearity, needs, backend)
+        return None, *_of_tensors(grads, flags), None, None
 
 
 class Sequence(torch.autograd.Function):
-    """As Step."""
+    """As Step. Computed by `plain`, h0 and h_n may be [1, B, H]."""
 
     @staticmethod
     def forward(
@@ -98,32 +104,41 @@ class Sequence(torch.autograd.Function):
         reverse,
         backend,
     ):
-        out, h_n = sequence(
-            x, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, nonlinearity, reverse, True, backend
-        )
+        if type(sequence) is tuple:
+            out, h_n = sequence
+        else:
+            tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+            out, h_n = sequence(*tensors, batch_sizes, nonlinearity, reverse, True, backend)
         ctx.save_for_backward(x, h0, weight_ih, weight_hh, out, batch_sizes)
         ctx.set_materialize_grads(False)  # most callers use one of the outputs; the other's is None
-        ctx.nonlinearity = nonlinearity
-        ctx.reverse = reverse
-        ctx.backend = backend
+        ctx.rest = nonlinearity, reverse, backend
         return out, h_n
 
     @staticmethod
     def backward(ctx: Any, grad_out, grad_hn):
         x, h0, weight_ih, weight_hh, out, batch_sizes = ctx.saved_tensors
+        flags, (nonlinearity, reverse, backend) = ctx.needs_input_grad, ctx.rest
+        if batch_sizes is None:
+            rest = (nonlinearity, reverse, backend, flags)
+            found = _plain_backward(grad_out, grad_hn, x, h0, weight_ih, weight_hh, out, *rest)
+            if found is not None:
+                return found
+        stacked = h0.dim() == 3
+        if stacked:
+            h0, grad_hn = h0.squeeze(0), None if grad_hn is None else grad_hn.squeeze(0)
         inputs = (grad_out, grad_hn, x, h0, weight_ih, weight_hh, out)
-        needs = _needs(ctx.needs_input_grad)
-        rest = (ctx.nonlinearity, ctx.reverse)
+        needs = _needs(flags)
+        walk = (batch_sizes, nonlinearity, reverse)
         if _higher_order(grad_out, grad_hn):
-            grads = _composite_sequence_backward(*inputs, batch_sizes, *rest, needs)
-        elif ops.watched(*inputs):
-            found = torch.ops.rnnfast.rnn_sequence_backward(
-                *inputs, batch_sizes, *rest, list(needs), ctx.backend
-            )
-            grads = ops.unlisted(found, needs)
+            grads = _composite_sequence_backward(*inputs, *walk, needs)
+        elif watched(*inputs):
+            listed = torch.ops.rnnfast.rnn_sequence_backward(*inputs, *walk, list(needs), backend)
+            grads = ops.unlisted(listed, needs)
         else:
-            grads = ops.rnn_sequence_backward(*inputs, batch_sizes, *rest, needs, ctx.backend)
-        return None, *_of_tensors(grads, ctx.needs_input_grad), None, None, None, None
+            grads = ops.rnn_sequence_backward(*inputs, *walk, needs, backend)
+        if stacked and grads.h0 is not None:
+            grads = grads._replace(h0=grads.h0.unsqueeze(0))
+        return None, *_of_tensors(grads, flags), None, None, None, None
 
 
 # Function.apply first looks for what a finished transform may have left in its arguments, for 2 us. Calls

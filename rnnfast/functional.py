@@ -2,6 +2,7 @@
 
 The ways, in the order in which they are tried:
 
+0. `plain`, one native call for plain arguments, which looks at all that follows in a fraction of the time;
 1. torch's own operator, for arguments that no kernel takes: it rejects most of them, in its own words;
 2. the composite of differentiable torch operators, under `torch.func` transforms and forward-mode AD;
 3. the registered operator, where somebody is watching: torch.compile, export, a dispatch mode, the profiler;
@@ -14,28 +15,20 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, are_deterministic_algorithms_enabled, get_num_threads, is_grad_enabled
 
-from . import onnx, ops
+from . import onnx, ops, plain
+from .backends import cpu
 from .backends.aten import torch_sequence, torch_step
 from .backends.base import Backend
 from .backends.eager import DTYPES
-from .derivative import (
-    apply_sequence,
-    apply_step,
-    composite_sequence,
-    composite_step,
-    needs_composite,
-    needs_grad,
-)
+from .context import any_autocast, needs_composite, needs_grad, undisturbed, watched
+from .derivative import apply_sequence, apply_step, composite_sequence, composite_step
 from .dispatch import check_name, find
 
 Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], Optional[Tensor]]
 
 _DTYPES = frozenset(getattr(torch, name) for name in DTYPES)
-
-# A private name of torch, with a default so that another version can at worst lose some speed.
-_any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
 def rnn_step(
@@ -68,6 +61,10 @@ def rnn_step(
             or the backend is not available or refuses the problem.
         ValueError: unknown nonlinearity or backend.
     """
+    if hx is not None:
+        out = plain_step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend)
+        if out is not None:
+            return out
     tensors: Arguments = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     if autocast_on(input):
         tensors = _autocast(tensors)
@@ -80,7 +77,7 @@ def rnn_step(
     if needs_composite():
         check_name(backend)
         return composite_step(*tensors, nonlinearity)
-    if ops.watched(*tensors):
+    if watched(*tensors):
         if torch.onnx.is_in_onnx_export():
             return composite_step(*tensors, nonlinearity)
         return torch.ops.rnnfast.rnn_step(*tensors, nonlinearity, False, backend)
@@ -134,6 +131,12 @@ def rnn_sequence(
             or the backend is not available or refuses the problem.
         ValueError: unknown nonlinearity or backend, or ``batch_sizes`` that don't fit the input.
     """
+    if batch_sizes is None:
+        found = plain_sequence(
+            input, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, reverse, False, backend
+        )
+        if found is not None:
+            return found
     tensors: Arguments = (input, h0, weight_ih, weight_hh, bias_ih, bias_hh)
     if autocast_on(input):
         tensors = _autocast(tensors)
@@ -154,8 +157,13 @@ def rnn_sequence(
         check_name(backend)
         return composite_sequence(*tensors, nonlinearity, batch_sizes, reverse)
     # Copied once here, where autograd sees it, rather than in the operator and again in its backward.
-    arguments = (input.contiguous(), *tensors[1:], batch_sizes, nonlinearity, reverse)
-    if ops.watched(*tensors):
+    dense = input.contiguous()
+    if dense is not input and not packed:
+        found = plain_sequence(dense, *tensors[1:], nonlinearity, reverse, False, backend)
+        if found is not None:
+            return found
+    arguments = (dense, *tensors[1:], batch_sizes, nonlinearity, reverse)
+    if watched(*tensors):
         if torch.onnx.is_in_onnx_export() and not packed:
             return onnx.rnn_sequence(*tensors, nonlinearity, reverse)
         return torch.ops.rnnfast.rnn_sequence(*arguments, False, backend)
@@ -168,6 +176,67 @@ def rnn_sequence(
     if grad:
         return apply_sequence(ops.rnn_sequence, *arguments, backend)
     return ops.run_sequence(solver, *arguments)
+
+
+def plain_step(
+    input: Tensor,
+    hx: Optional[Tensor],
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional[Tensor],
+    bias_hh: Optional[Tensor],
+    nonlinearity: str,
+    backend: str,
+) -> Optional[Tensor]:
+    """`rnn_step` the short way where it is open, else None; without hx it starts from zeros."""
+    if not plain.ready or not undisturbed():
+        return None
+    tensors = (weight_ih, weight_hh, bias_ih, bias_hh)
+    grad, deterministic = is_grad_enabled(), are_deterministic_algorithms_enabled()
+    out = plain.step(input, hx, *tensors, nonlinearity, backend, grad, deterministic, get_num_threads())
+    if out is None or not (grad and needs_grad(*tensors, input, hx)):
+        return out
+    h = torch.zeros_like(out) if hx is None else hx
+    return apply_step((out,), input, h, *tensors, nonlinearity, backend)
+
+
+def plain_sequence(
+    input: Tensor,
+    h0: Optional[Tensor],
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional[Tensor],
+    bias_hh: Optional[Tensor],
+    nonlinearity: str,
+    reverse: bool,
+    stacked: bool,
+    backend: str,
+) -> Optional[tuple[Tensor, Tensor]]:
+    """`rnn_sequence` the short way where it is open, else None.
+
+    If `stacked`, h0 and h_n are [1, B, H], as a module has them, and without h0 it starts from zeros.
+    """
+    if not plain.ready or not undisturbed():
+        return None
+    tensors = (weight_ih, weight_hh, bias_ih, bias_hh)
+    grad, deterministic = is_grad_enabled(), are_deterministic_algorithms_enabled()
+    found = plain.sequence(
+        input,
+        h0,
+        *tensors,
+        nonlinearity,
+        reverse,
+        stacked,
+        backend,
+        grad,
+        deterministic,
+        0 if deterministic else cpu.STEPWISE,
+        get_num_threads(),
+    )
+    if found is None or not (grad and needs_grad(*tensors, input, h0)):
+        return found
+    h = torch.zeros_like(found[1]) if h0 is None else h0
+    return apply_sequence(found, input, h, *tensors, None, nonlinearity, reverse, backend)
 
 
 def solver_of(
@@ -200,7 +269,7 @@ def solver_of(
 def autocast_on(input: Tensor) -> bool:
     """Whether autocast is on for the device of `input`."""
     # The first question is several times cheaper, but torch.compile can't trace it.
-    if not torch.compiler.is_compiling() and not _any_autocast():
+    if not torch.compiler.is_compiling() and not any_autocast():
         return False
     return torch.is_autocast_enabled(input.device.type)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, ops
-from .derivative import needs_composite, needs_grad
-from .functional import autocast_on, rnn_sequence, rnn_step, solver_of
+from . import dispatch
+from .context import needs_composite, needs_grad, watched
+from .functional import autocast_on, plain_sequence, plain_step, rnn_sequence, rnn_step, solver_of
 from .interchange import Interchangeable
 
 
@@ -101,6 +101,13 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         Raises:
             ValueError, RuntimeError: as `torch.nn.RNN` does.
         """
+        weights = self._layer_weights()
+        if len(weights) == 1 and not self.batch_first:
+            w_ih, w_hh, b_ih, b_hh = weights[0] if self.bias else (*weights[0], None, None)
+            nonlinearity, backend = self.nonlinearity, self.backend
+            found = plain_sequence(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity, False, True, backend)
+            if found is not None:
+                return found
         if isinstance(input, torch.fx.Proxy):
             return self.leaf(input, hx)
         batch_sizes = sorted_indices = unsorted_indices = None
@@ -123,7 +130,6 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         else:
             return torch.nn.RNN.forward(self, input, hx)  # type: ignore  # raises torch's own error
 
-        weights = self._layer_weights()
         if not self._fits(rows, state, batch, packed, weights) or (
             len(weights) > 1 and self._left_to_torch(rows, state, batch, batch_sizes, weights)
         ):
@@ -145,10 +151,10 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         still parameters, and finding those in their dict is several times faster than getattr.
         """
         parameters = self._parameters
-        return [
-            [parameters[name] if name in parameters else getattr(self, name) for name in names]
-            for names in self._all_weights
-        ]
+        layers = []
+        for names in self._all_weights:  # a comprehension in another takes longer
+            layers.append([parameters[name] if name in parameters else getattr(self, name) for name in names])
+        return layers
 
     def _fits(
         self, rows: Tensor, hx: Optional[Tensor], batch: int, packed: bool, weights: list[list[Any]]
@@ -173,7 +179,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         weights: list[list[Any]],
     ) -> bool:
         """Whether torch is the best for every layer of a stack; then it gets the whole stack in one call."""
-        if needs_composite() or ops.watched(rows, hx, *(weight for layer in weights for weight in layer)):
+        if needs_composite() or watched(rows, hx, *(weight for layer in weights for weight in layer)):
             return False
         steps = rows.shape[0] if batch_sizes is None else batch_sizes.shape[0]
         grad = needs_grad(rows, hx, *(weight for layer in weights for weight in layer))
@@ -287,6 +293,16 @@ class RNNCell(Interchangeable, torch.nn.RNNCellBase):
         Raises:
             ValueError, RuntimeError: as `torch.nn.RNNCell` does.
         """
+        # As in RNN._layer_weights, but spelled out: a loop would take twice as long.
+        p: dict[str, Any] = self._parameters
+        weight_ih = p["weight_ih"] if "weight_ih" in p else self.weight_ih  # noqa: SIM401
+        weight_hh = p["weight_hh"] if "weight_hh" in p else self.weight_hh  # noqa: SIM401
+        bias_ih = p["bias_ih"] if "bias_ih" in p else self.bias_ih  # noqa: SIM401
+        bias_hh = p["bias_hh"] if "bias_hh" in p else self.bias_hh  # noqa: SIM401
+        nonlinearity, backend = self.nonlinearity, self.backend
+        plain = plain_step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend)
+        if plain is not None:
+            return plain
         if isinstance(input, torch.fx.Proxy):
             return self.leaf(input, hx)
         dims = input.dim()
@@ -302,11 +318,5 @@ class RNNCell(Interchangeable, torch.nn.RNNCellBase):
             h = x.new_zeros(x.shape[0], self.hidden_size)
         else:
             h = hx if dims == 2 else hx.unsqueeze(0)
-        # As in RNN._layer_weights, but spelled out: a loop would take twice as long.
-        p: dict[str, Any] = self._parameters
-        weight_ih = p["weight_ih"] if "weight_ih" in p else self.weight_ih  # noqa: SIM401
-        weight_hh = p["weight_hh"] if "weight_hh" in p else self.weight_hh  # noqa: SIM401
-        bias_ih = p["bias_ih"] if "bias_ih" in p else self.bias_ih  # noqa: SIM401
-        bias_hh = p["bias_hh"] if "bias_hh" in p else self.bias_hh  # noqa: SIM401
-        out = rnn_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, self.nonlinearity, backend=self.backend)
+        out = rnn_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend=backend)
         return out if dims == 2 else out.squeeze(0)

@@ -22,11 +22,6 @@ from .dispatch import find
 
 _lib = torch.library.Library("rnnfast", "DEF")
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
-_PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
-# Private names of torch, looked up with a default so that another version can at worst lose the feature.
-_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
-_is_profiling = getattr(torch.autograd, "_profiler_enabled", lambda: False)
-_is_tracing = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 
@@ -48,19 +43,9 @@ def set_derivative(name: str, function: Callable[..., Any]) -> None:
     _lib.impl(name, function, "Autograd")
 
 
-def watched(*tensors: Optional[Tensor]) -> bool:
-    """Whether our operators must be seen: by a tracer, a dispatch mode, the profiler, a tensor subclass."""
-    return (
-        torch.compiler.is_compiling()
-        or _dispatch_modes() > 0
-        or not _PLAIN.issuperset(map(type, tensors))
-        or _is_profiling()
-        or _is_tracing()
-    )
-
-
-def _contiguous(tensor: Optional[Tensor]) -> Optional[Tensor]:
-    return None if tensor is None else tensor.contiguous()
+def _dense(tensor: Any) -> Any:
+    """As backends get it: contiguous, and not a view that torch negates when it is read."""
+    return None if tensor is None else tensor.resolve_neg().contiguous()
 
 
 def _listed(grads: Grads) -> list[Tensor]:
@@ -125,12 +110,12 @@ def run_step(
 ) -> Tensor:
     """`rnn_step` for a caller that has already found the backend."""
     out = solver.step_forward(
-        x.contiguous(),
-        h.contiguous(),
-        weight_ih.contiguous(),
-        weight_hh.contiguous(),
-        _contiguous(bias_ih),
-        _contiguous(bias_hh),
+        _dense(x),
+        _dense(h),
+        _dense(weight_ih),
+        _dense(weight_hh),
+        _dense(bias_ih),
+        _dense(bias_hh),
         nonlinearity,
     )
     return _detached(out)
@@ -157,12 +142,12 @@ def rnn_step_backward(
     return find(
         backend, "step", x.device, x.dtype, input_size, h.shape[1], batch, 1, False, True, deterministic
     ).step_backward(
-        grad.contiguous(),
-        x.contiguous(),
-        h.contiguous(),
-        weight_ih.contiguous(),
-        weight_hh.contiguous(),
-        out.contiguous(),
+        _dense(grad),
+        _dense(x),
+        _dense(h),
+        _dense(weight_ih),
+        _dense(weight_hh),
+        _dense(out),
         nonlinearity,
         needs,
     )
@@ -221,17 +206,17 @@ def run_sequence(
     """`rnn_sequence` for a caller that has already found the backend."""
     if batch_sizes is None:
         steps, batch, input_size = x.shape
-        rows = x.contiguous().view(steps * batch, input_size)
+        rows = _dense(x).view(steps * batch, input_size)
     else:
         _check_batch_sizes(batch_sizes, x.shape[0], h0.shape[0])
-        rows = x.contiguous()
+        rows = _dense(x)
     out, h_n = solver.sequence_forward(
         rows,
-        h0.contiguous(),
-        weight_ih.contiguous(),
-        weight_hh.contiguous(),
-        _contiguous(bias_ih),
-        _contiguous(bias_hh),
+        _dense(h0),
+        _dense(weight_ih),
+        _dense(weight_hh),
+        _dense(bias_ih),
+        _dense(bias_hh),
         nonlinearity,
         batch_sizes,
         reverse,
@@ -266,13 +251,13 @@ def rnn_sequence_backward(
     if batch_sizes is not None:
         _check_batch_sizes(batch_sizes, x.shape[0], h0.shape[0])
     grads = solver.sequence_backward(
-        None if grad_out is None else grad_out.reshape(-1, hidden_size).contiguous(),
-        _contiguous(grad_hn),
-        x.reshape(-1, x.shape[-1]).contiguous(),
-        h0.contiguous(),
-        weight_ih.contiguous(),
-        weight_hh.contiguous(),
-        out.reshape(-1, hidden_size).contiguous(),
+        None if grad_out is None else _dense(grad_out.reshape(-1, hidden_size)),
+        _dense(grad_hn),
+        _dense(x.reshape(-1, x.shape[-1])),
+        _dense(h0),
+        _dense(weight_ih),
+        _dense(weight_hh),
+        _dense(out.reshape(-1, hidden_size)),
         nonlinearity,
         batch_sizes,
         reverse,

@@ -1,7 +1,8 @@
 // The Python module rnnfast._cpu: chooses an instruction set and passes pointers through.
 //
 // Tensors arrive as addresses (tensor.data_ptr(), 0 for a null pointer) and sizes; rnnfast/backends/cpu.py is the
-// only caller and guarantees shapes, dtypes and contiguity. The GIL is released while a kernel runs.
+// only caller and guarantees shapes, dtypes and contiguity. The GIL is released while a kernel runs. Plain calls come
+// through plain.cpp instead.
 #include <pybind11/pybind11.h>
 
 #include <atomic>
@@ -15,6 +16,8 @@
 #endif
 
 #include "../recurrence.h"
+#include "active.h"
+#include "plain.h"
 
 namespace py = pybind11;
 
@@ -51,7 +54,13 @@ std::atomic<const Kernels*> active{runnable().back()};
 // A forked child inherits an OpenMP runtime whose threads no longer exist; entering a parallel region would hang.
 std::atomic<bool> forked{false};
 
+}  // namespace
+
+const Kernels& active_kernels() { return *active.load(); }
+
 int team(int threads) { return forked ? 1 : threads; }
+
+namespace {
 
 void check(int failed) {
   if (failed) throw std::bad_alloc();
@@ -82,15 +91,15 @@ void use(const std::string& name) {
 
 void step(int dtype, int activation, int64_t B, int64_t I, int64_t H, Address x, Address h, Address w_ih, Address w_hh,
           Address b_ih, Address b_hh, Address out, int threads) {
-  check(active.load()->step({DType(dtype), Activation(activation), B, I, H, pointer(x), pointer(h), pointer(w_ih),
-                             pointer(w_hh), pointer(b_ih), pointer(b_hh), pointer(out)},
-                            team(threads)));
+  check(active_kernels().step({DType(dtype), Activation(activation), B, I, H, pointer(x), pointer(h), pointer(w_ih),
+                               pointer(w_hh), pointer(b_ih), pointer(b_hh), pointer(out)},
+                              team(threads)));
 }
 
 void sequence(int dtype, int activation, int64_t T, int64_t B, int64_t I, int64_t H, Address batch_sizes, bool reverse,
               bool stepwise, Address x, Address h0, Address w_ih, Address w_hh, Address b_ih, Address b_hh, Address out,
               Address h_n, int threads) {
-  check(active.load()->sequence(
+  check(active_kernels().sequence(
       {DType(dtype), Activation(activation), make_walk(T, B, H, batch_sizes, reverse), I, stepwise, pointer(x),
        pointer(h0), pointer(w_ih), pointer(w_hh), pointer(b_ih), pointer(b_hh), pointer(out), pointer(h_n)},
       team(threads)));
@@ -99,7 +108,7 @@ void sequence(int dtype, int activation, int64_t T, int64_t B, int64_t I, int64_
 void sequence_backward(int dtype, int activation, int64_t T, int64_t B, int64_t I, int64_t H, Address batch_sizes,
                        bool reverse, Address dout, Address dh_n, Address x, Address h0, Address w_ih, Address w_hh,
                        Address out, Address dx, Address dh0, Address dw_ih, Address dw_hh, Address db, int threads) {
-  check(active.load()->sequence_backward(
+  check(active_kernels().sequence_backward(
       {DType(dtype), Activation(activation), make_walk(T, B, H, batch_sizes, reverse), I, pointer(dout), pointer(dh_n),
        pointer(x), pointer(h0), pointer(w_ih), pointer(w_hh), pointer(out), pointer(dx), pointer(dh0), pointer(dw_ih),
        pointer(dw_hh), pointer(db)},
@@ -108,9 +117,9 @@ void sequence_backward(int dtype, int activation, int64_t T, int64_t B, int64_t 
 
 void recurrence(int dtype, int activation, int64_t T, int64_t B, int64_t H, Address batch_sizes, bool reverse,
                 Address h0, Address w_hh, Address out, Address h_n, int threads) {
-  check(active.load()->forward({DType(dtype), Activation(activation), make_walk(T, B, H, batch_sizes, reverse),
-                                pointer(h0), pointer(w_hh), pointer(out), pointer(h_n)},
-                               team(threads)));
+  check(active_kernels().forward({DType(dtype), Activation(activation), make_walk(T, B, H, batch_sizes, reverse),
+                                  pointer(h0), pointer(w_hh), pointer(out), pointer(h_n)},
+                                 team(threads)));
 }
 
 }  // namespace
@@ -123,6 +132,7 @@ PYBIND11_MODULE(_cpu, m) {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #endif
   m.doc() = "Native CPU kernels of rnnfast. Internal: call them through rnnfast.functional.";
+  if (PyModule_AddFunctions(m.ptr(), plain_methods) != 0) throw py::error_already_set();
   m.def("step", &step, release());
   m.def("sequence", &sequence, release());
   m.def("sequence_backward", &sequence_backward, release());
@@ -135,7 +145,7 @@ PYBIND11_MODULE(_cpu, m) {
         return names;
       },
       "Instruction sets that this machine can run, slowest first.");
-  m.def("instruction_set", [] { return active.load()->name; }, "The one in use.");
+  m.def("instruction_set", [] { return active_kernels().name; }, "The one in use.");
   m.def("use", &use, py::arg("name"), "Choose an instruction set (for tests and benchmarks).");
   m.def("openmp", [] {
 #if defined(_OPENMP)
@@ -145,12 +155,12 @@ PYBIND11_MODULE(_cpu, m) {
 #endif
   });
   m.def(
-      "fma_peak", [](int threads, double seconds) { return active.load()->fma_peak(team(threads), seconds); },
+      "fma_peak", [](int threads, double seconds) { return active_kernels().fma_peak(team(threads), seconds); },
       py::arg("threads"), py::arg("seconds"), release(), "Measured float32 fused multiply-add peak, flop/s.");
   m.def(
       "read_bandwidth",
       [](int64_t bytes, int threads, double seconds) {
-        return active.load()->read_bandwidth(bytes, team(threads), seconds);
+        return active_kernels().read_bandwidth(bytes, team(threads), seconds);
       },
       py::arg("bytes"), py::arg("threads"), py::arg("seconds"), release(),
       "Measured read bandwidth over a buffer of `bytes`, bytes/s.");
