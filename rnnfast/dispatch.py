@@ -67,8 +67,8 @@ FASTER: dict[str, tuple[Region, ...]] = {"cuda": (), "triton": ()}
 # threads. To measure them anew: `python -m bench.run --suite cpu --peers rnnfast-cpu rnnfast-aten`.
 _REAL = frozenset({"float32", "float64"})
 _HALF = frozenset({"bfloat16"})
-# Measured on two cores with AVX-512 and AMX.
-_SLOWER_CPU = (
+# Where there is AMX (Intel Sapphire Rapids), float32 products of torch's own are fast, too.
+_SLOWER_CPU_BESIDE_AMX = (
     # A training step, or a sequence of one, is little but calls and small products, and torch has fewer of
     # the former: 0.67 to 0.98 of its speed.
     Region("step", grad=True),
@@ -76,27 +76,41 @@ _SLOWER_CPU = (
     # A few steps of a large layer read the weights more often than torch's hoisted product does: from 0.70.
     Region("sequence", False, _REAL, hidden_size=(384, UNBOUNDED), batch=(0, 4), steps=(2, 16)),
     Region("sequence", None, _REAL, hidden_size=(768, UNBOUNDED), batch=(64, UNBOUNDED), steps=(0, 5)),
-)
-# Where AVX2 is all there is (AMD Zen 3), torch's small products cost more: the cpu kernels take 0.5 to 1.0 of
-# its time for training steps and 0.2 to 0.5 for a few steps of a lone sequence. What is left of the above:
-_SLOWER_CPU_ON_AVX2 = (
-    Region("step", True, _REAL, hidden_size=(768, UNBOUNDED), batch=(128, UNBOUNDED)),
-    Region("sequence", True, _REAL, hidden_size=(768, UNBOUNDED), batch=(128, UNBOUNDED), steps=(0, 2)),
-)
-# torch multiplies bfloat16 on the matrix unit, where there is one, and the cpu kernels do not: from 0.18.
-_SLOWER_CPU_BESIDE_AMX = (
+    # torch multiplies bfloat16 on the matrix unit, and the cpu kernels do not: from 0.18.
     Region("sequence", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(16, UNBOUNDED)),
     Region("sequence", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(4, 16), steps=(0, 16)),
     Region("sequence", dtypes=_HALF, hidden_size=(96, UNBOUNDED), batch=(64, UNBOUNDED), steps=(0, 5)),
     Region("step", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(4, UNBOUNDED)),
     Region("step", dtypes=_HALF, hidden_size=(96, UNBOUNDED), batch=(64, UNBOUNDED)),
 )
-_has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # a private name: without it, no AMX
-_has_only_avx2 = native is not None and native.instruction_set() == "avx2"
-SLOWER: dict[str, tuple[Region, ...]] = {
-    "cpu": (_SLOWER_CPU_ON_AVX2 if _has_only_avx2 else _SLOWER_CPU)
-    + (_SLOWER_CPU_BESIDE_AMX if _has_amx else ()),
-}
+# AVX-512 without AMX (AMD Zen 4): in float32 the cpu kernels are ahead everywhere, in training steps, too.
+# torch multiplies bfloat16 in pairs, and the cpu kernels do not: from 0.36.
+_SLOWER_CPU_BESIDE_BF16 = (
+    Region("step", dtypes=_HALF, hidden_size=(768, UNBOUNDED), batch=(8, UNBOUNDED)),
+    Region("step", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(16, UNBOUNDED)),
+    Region("step", dtypes=_HALF, hidden_size=(192, UNBOUNDED), batch=(64, UNBOUNDED)),
+    Region("sequence", dtypes=_HALF, hidden_size=(768, UNBOUNDED), batch=(16, UNBOUNDED)),
+    Region("sequence", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(16, UNBOUNDED), steps=(0, 8)),
+    Region("sequence", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(48, UNBOUNDED)),
+    Region("sequence", dtypes=_HALF, hidden_size=(192, UNBOUNDED), batch=(96, UNBOUNDED), steps=(0, 8)),
+)
+# AVX2 (AMD Zen 3).
+_SLOWER_CPU_ON_AVX2 = (
+    Region("step", True, _REAL, hidden_size=(768, UNBOUNDED), batch=(128, UNBOUNDED)),
+    Region("sequence", True, _REAL, hidden_size=(768, UNBOUNDED), batch=(128, UNBOUNDED), steps=(0, 2)),
+)
+
+
+def _slower_cpu() -> tuple[Region, ...]:
+    # Private names of torch: without them, the hardware is not there.
+    if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+        return _SLOWER_CPU_BESIDE_AMX
+    if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+        return _SLOWER_CPU_BESIDE_BF16
+    return _SLOWER_CPU_ON_AVX2 if native is not None and native.instruction_set() == "avx2" else ()
+
+
+SLOWER: dict[str, tuple[Region, ...]] = {"cpu": _slower_cpu()}
 
 AUTO = os.environ.get("RNNFAST_BACKEND", "auto")
 
