@@ -1,9 +1,11 @@
-// The weight gradients: c = a^T b, a sum over all rows of a sequence.
+// The gradients of the weights, c = a^T b, and of the biases: sums over all rows of a sequence, a block at a time.
 //
-// The rows are cut into slabs, a number that depends on the sizes alone, and each slab is summed by itself, in blocks
-// of kChunk rows; the sums of the slabs are added in their order at the end. Threads share the slabs, or, where the
-// gradient is too large to have one for every slab, the gradient. A thread packs what it needs itself, also what its
-// neighbour packs too: there is nothing to wait for, so that a thread that is held up holds up nobody.
+// The rows of a block are cut into slabs, a number that depends on the sizes alone, and each slab has a sum of its own,
+// in chunks of kChunk rows; the sums of the slabs are added in their order at the end. Threads share the slabs, or,
+// where the gradient is too large to have one for every slab, the gradient. A thread packs what it needs itself, also
+// what its neighbour packs too: there is nothing to wait for, so that a thread that is held up holds up nobody. On two
+// threads of Zen 4 that, and asking ahead, took B = 64, H = 200 from 42 to 72% of the FMA peak and B = 256, H = 32 from
+// 27 to 54.
 #pragma once
 
 #include "../recurrence.h"
@@ -155,7 +157,7 @@ class GradientSum {
   bool wanted() const { return c_; }
   explicit operator bool() const { return bool(sums_); }
 
-  // Adds `rows` rows of a [rows, M] and b [rows, N]; not zero, where there are memory for scratch.
+  // Adds `rows` rows of a [rows, M] and b [rows, N]; not zero if there is no memory for scratch.
   int add(const S* a, const S* b, int64_t rows, int threads) {
     if (swapped_) return add_rows(b, [=](int64_t r) { return a + r * M_; }, rows, threads);
     return add(a, [=](int64_t r) { return b + r * N_; }, rows, threads);

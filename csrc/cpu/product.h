@@ -13,8 +13,9 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-// Bytes of `a` that meet a panel before the next one is fetched. At H = 1024 the weight comes from the shared cache,
-// and a tile of 12 x 2 runs at 151, 190 and 200 GF/s with blocks of 12, 48 and 96 rows.
+// Bytes of `a` that meet a panel before the next one is fetched; as many are on their way for the next block. At H =
+// 1024 the weight comes from the shared cache, and a tile of 12 x 2 runs at 151, 190 and 200 GF/s with blocks of 12, 48
+// and 96 rows.
 constexpr int64_t kBlockBytes = 256 * 1024;
 constexpr int64_t kFewRows = 16;  // too few for packing to pay, where it can be done without
 

@@ -73,6 +73,7 @@ struct State {
 
   explicit operator bool() const { return weight && carry; }
 
+  // Past one step; false after the last.
   bool advance() {
     const bool more = steps.next();
     backwards = !backwards;
@@ -101,7 +102,8 @@ struct State {
   }
 };
 
-// The walk itself. `Op` supplies, for vectors of `lanes` columns of sequence b:
+// What begins a walk: the weight is packed, the carry filled. `Op` supplies, for vectors of `lanes` columns of sequence
+// b:
 //   pack(column, vectors, panel)                        packs a panel of the weight
 //   in_place()                                          the weight, if it can be read unpacked, or null
 //   start(b, column, lanes) -> vector                   what the carry holds before the first step of b
@@ -124,7 +126,7 @@ void begin_walk(const Walk& walk, const Op& op, const State<C>& state, const Sli
 
 // `count` steps, on a copy of the state; after the last of the walk one more finds that nobody has any left.
 template <class C, class Op>
-void walk_slice(const Op& op, State<C> const& shared, int64_t count, const Slice& mine, Barrier& group,
+void walk_slice(const Op& op, const State<C>& shared, int64_t count, const Slice& mine, Barrier& group,
                 int group_size) {
   Steps steps = shared.steps;
   C *now = shared.now, *next = shared.next;
