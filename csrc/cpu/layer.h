@@ -77,15 +77,15 @@ KEPT int sequence_backward(const SequenceBackwardArgs& args, int threads) {
 
   int failed = 0;
   Steps steps(walk, op.kBackward);
-  for (bool more = steps.next(); more && !failed;) {
+  bool more = steps.next();
+  do {  // at least once: without any rows, gradients are zero
     Range rows{R, 0};
     int64_t count = 0;
-    do {
+    for (; more && (count == 0 || rows.size() < pass_rows); ++count) {
       const int64_t end = steps.offset() + steps.rows();
       rows = {steps.offset() < rows.begin ? steps.offset() : rows.begin, end > rows.end ? end : rows.end};
-      ++count;
       more = steps.next();
-    } while (more && rows.size() < pass_rows);
+    }
 
     op.first = rows.begin;
     failed |= run_walk(walk, op, state, count + !more);
@@ -101,7 +101,7 @@ KEPT int sequence_backward(const SequenceBackwardArgs& args, int threads) {
       failed |= dw_hh.add(dpre.get(), previous, rows.size(), threads);
     }
     if (db.wanted()) db.add(dpre.get(), rows.size(), threads);
-  }
+  } while (more && !failed);
   if (dw_ih.wanted()) dw_ih.finish(threads);
   if (dw_hh.wanted()) dw_hh.finish(threads);
   if (db.wanted()) db.finish();
