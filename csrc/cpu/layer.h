@@ -69,11 +69,11 @@ KEPT int sequence_backward(const SequenceBackwardArgs& args, int threads) {
                         dpre.get(),
                         0};
   State<C> state(walk, op.kBackward, op.in_place(), threads);
-  GradientSum<S> dw_ih(static_cast<S*>(args.dw_ih), H, I, R, pass_rows);
-  GradientSum<S> dw_hh(static_cast<S*>(args.dw_hh), H, H, R, pass_rows);
-  ColumnSum<S> db(static_cast<S*>(args.db), H);
-  if (!dpre || !before || !state || !dw_ih || !dw_hh || !db) return 1;
-  if (dw_hh.wanted()) previous_rows(walk, before.get());
+  const bool wanted = args.dw_ih || args.dw_hh || args.db;
+  Gradients<S> gradients(static_cast<S*>(args.dw_ih), static_cast<S*>(args.dw_hh), static_cast<S*>(args.db), I, H, R,
+                         pass_rows);
+  if (!dpre || !before || !state || !gradients) return 1;
+  if (args.dw_hh) previous_rows(walk, before.get());
 
   int failed = 0;
   Steps steps(walk, op.kBackward);
@@ -93,18 +93,11 @@ KEPT int sequence_backward(const SequenceBackwardArgs& args, int threads) {
       failed |= product<S>(
           {args.dtype, rows.size(), I, H, dpre.get(), args.w_ih, false, nullptr, nullptr, dx + rows.begin * I},
           threads);
-    if (dw_ih.wanted()) failed |= dw_ih.add(dpre.get(), x + rows.begin * I, rows.size(), threads);
-    if (dw_hh.wanted()) {
-      const auto previous = [out, h0, H, before = before.get() + rows.begin](int64_t r) {
-        return before[r] >= 0 ? out + before[r] * H : h0 + ~before[r] * H;
-      };
-      failed |= dw_hh.add(dpre.get(), previous, rows.size(), threads);
-    }
-    if (db.wanted()) db.add(dpre.get(), rows.size(), threads);
+    if (wanted)
+      failed |= gradients.add(dpre.get(), {x + rows.begin * I, I, nullptr, nullptr},
+                              {out, H, before.get() + rows.begin, h0}, rows.size(), threads);
   } while (more && !failed);
-  if (dw_ih.wanted()) dw_ih.finish(threads);
-  if (dw_hh.wanted()) dw_hh.finish(threads);
-  if (db.wanted()) db.finish();
+  if (wanted) gradients.finish(threads);
   return failed;
 }
 
