@@ -11,7 +11,7 @@ import sys
 from glob import glob
 from pathlib import Path
 
-from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, has_flag
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
@@ -25,7 +25,10 @@ FLAGS = {"kernels_baseline.cpp": []}
 if X86:
     AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mprfchw"]
     FLAGS["kernels_avx2.cpp"] = AVX2
-    FLAGS["kernels_avx512.cpp"] = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    FLAGS["kernels_avx512.cpp"] = AVX512
+    FLAGS["kernels_avx512bf16.cpp"] = [*AVX512, "-mavx512bf16"]
+BF16 = "csrc/cpu/kernels_avx512bf16.cpp"
 # Python's own flags may say -fwrapv, with which index arithmetic takes 10% of the recurrence at B=32, H=128.
 KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti", "-ffp-contract=fast", "-fno-wrapv"]
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
@@ -65,6 +68,11 @@ class BuildExt(build_ext):
                 ext.extra_objects = [*map(str, nvcc.compile_all(compiler)), nvcc.static_runtime(compiler)]
             except (OSError, RuntimeError) as error:  # what an optional extension may fail with
                 raise CompileError(str(error)) from error
+        if BF16 in ext.sources:  # GCC 9 doesn't know it
+            if has_flag(self.compiler, "-mavx512bf16"):
+                ext.define_macros.append(("RNNFAST_AVX512BF16", None))
+            else:
+                ext.sources.remove(BF16)
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, src, ext_name, cc_args, extra_postargs, pp_opts):

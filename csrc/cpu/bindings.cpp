@@ -11,6 +11,9 @@
 #include <string>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
@@ -33,6 +36,11 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+#if defined(RNNFAST_AVX512BF16)
+namespace avx512bf16 {
+extern const Kernels kernels;
+}
+#endif
 #endif
 
 namespace {
@@ -43,8 +51,13 @@ std::vector<const Kernels*> runnable() {  // slowest first
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(&avx2::kernels);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
+      __builtin_cpu_supports("avx512vl")) {
     sets.push_back(&avx512::kernels);
+#if defined(RNNFAST_AVX512BF16)
+    unsigned eax, ebx, ecx, edx;  // not every compiler knows the set's name
+    if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && eax & 1u << 5) sets.push_back(&avx512bf16::kernels);
+#endif
+  }
 #endif
   return sets;
 }

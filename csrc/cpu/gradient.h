@@ -96,10 +96,10 @@ class Gradients {
     const int team = team_for(rows * H_ * (width + 1), threads);
     const Grid grid = slabs_ > 1 ? Grid{int(team < slabs_ ? team : slabs_), 1} : square_grid(team, H_, width);
     const int64_t own = (H_ + width) * kChunk;  // at most, of one thread
-    const Scratch<C> packed(own * grid.size());
+    const Scratch<Unit<S>> packed(own * grid.size());
     if (!packed) return 1;
     run_grid(grid, [&](int id, Grid g) {
-      C* own_packed = packed.get() + id * own;
+      Unit<S>* own_packed = packed.get() + id * own;
       const bool by_slab = slabs_ > 1;
       const Range slabs = by_slab ? share(slabs_, 1, id, g.size()) : Range{0, 1};
       const Range height = by_slab ? Range{0, H_} : share(H_, kMaxRows, g.row(id), g.rows);
@@ -107,7 +107,7 @@ class Gradients {
       const Range biases = by_slab ? height : share(height.size(), kLanes<C>, g.col(id), g.cols);
       const int64_t until = share(rows, 1, int(slabs.end - 1), int(slabs_)).end;
       for (int64_t slab = slabs.begin; slab < slabs.end; ++slab) {
-        const auto strip = [&](int i, int64_t before, C* room) {
+        const auto strip = [&](int i, int64_t before, Unit<S>* room) {
           const Range mine = intersect(all, before, before + V[i]);
           return Strip<S>{*b[i],
                           weights_[i].columns,
@@ -116,7 +116,7 @@ class Gradients {
                           weights_[i].ldt(),
                           room};
         };
-        C* strip_room = own_packed + height.size() * kChunk;
+        Unit<S>* strip_room = own_packed + height.size() * kChunk;
         const Strip<S> first = strip(0, 0, strip_room);
         const Strip<S> strips[2] = {first, strip(1, V[0], strip_room + first.width.size() * kLanes<C> * kChunk)};
         sum_slab(dpre, rows, H_, strips, share(rows, 1, int(slab), int(slabs_)), height, until, begun_, own_packed,

@@ -47,7 +47,6 @@ constexpr int64_t kPassRows = 2048;
 
 template <class S, class Act>
 KEPT int sequence_backward(const SequenceBackwardArgs& args, int threads) {
-  using C = Compute<S>;
   const Walk& walk = args.walk;
   const int64_t R = total_rows(walk), I = args.I, H = walk.H;
   const S* x = static_cast<const S*>(args.x);      // [R, I]
@@ -68,7 +67,7 @@ KEPT int sequence_backward(const SequenceBackwardArgs& args, int threads) {
                         static_cast<S*>(args.dh0),
                         dpre.get(),
                         0};
-  State<C> state(walk, op.kBackward, op.in_place(), threads);
+  State<S> state(walk, op.kBackward, op.in_place(), threads);
   const bool wanted = args.dw_ih || args.dw_hh || args.db;
   Gradients<S> gradients(static_cast<S*>(args.dw_ih), static_cast<S*>(args.dw_hh), static_cast<S*>(args.db), I, H, R,
                          pass_rows);

@@ -43,40 +43,44 @@ struct Columns {
   }
 };
 
-// panel[k, j] = w[(column + j), k] for k < K: a panel of the transpose of w [N, K].
-template <class S, class C = Compute<S>>
-void pack_transposed(const S* w, int64_t K, int64_t N, int64_t column, int vectors, C* panel) {
-  constexpr int L = kLanes<C>;
+// panel[k, j] = w[(column + j), k] for k < K, in units: a panel of the transpose of w [N, K].
+template <class S, class U = Unit<S>>
+void pack_transposed(const S* w, int64_t K, int64_t N, int64_t column, int vectors, U* panel) {
+  constexpr int L = kLanes<U>, P = kPerUnit<S>;
   const int64_t width = int64_t(vectors) * L;
   const int64_t filled = N - column < width ? N - column : width;
   for (int64_t j = 0; j < width; j += L) {
     int64_t k = 0;
     if (j + L <= filled)
-      for (; k + L <= K; k += L) {
-        Vec<C> block[L];
+      for (; k + L * P <= K; k += L * P) {
+        Vec<U> block[L];
 #pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) block[i] = load(w + (column + j + i) * K + k);
-        transpose<C>(block);
+        for (int i = 0; i < L; ++i) block[i] = load_units(w + (column + j + i) * K + k, L * P);
+        transpose<U>(block);
 #pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) store(panel + (k + i) * width + j, block[i]);
+        for (int i = 0; i < L; ++i) store(panel + (k / P + i) * width + j, block[i]);
       }
-    for (; k < K; ++k)
-      for (int i = 0; i < L; ++i) panel[k * width + j + i] = j + i < filled ? widen(w[(column + j + i) * K + k]) : C(0);
+    for (; k < K; k += P)
+      for (int i = 0; i < L; ++i)
+        panel[k / P * width + j + i] = j + i < filled ? unit_at(w + (column + j + i) * K + k, K - k) : U{};
   }
 }
 
-// panel[k, j] = row(k)[column + j] for k < K: a panel of a matrix whose rows `row` finds.
-template <class S, class Row, class C = Compute<S>>
-void pack_rows(const Row& row, int64_t K, int64_t N, int64_t column, int vectors, C* panel) {
-  constexpr int L = kLanes<C>;
+// panel[k, j] = row(k)[column + j] for k < K, in units: a panel of a matrix whose rows `row` finds.
+template <class S, class Row, class U = Unit<S>>
+void pack_rows(const Row& row, int64_t K, int64_t N, int64_t column, int vectors, U* panel) {
+  constexpr int L = kLanes<U>, P = kPerUnit<S>;
   constexpr int64_t kAhead = 16;  // rows; they may be a page apart, where the hardware does not look ahead
   const int64_t width = int64_t(vectors) * L;
   const int64_t filled = N - column < width ? N - column : width, whole = filled / L * L;
-  for (int64_t k = 0; k < K; ++k, panel += width) {
+  for (int64_t k = 0; k < K; k += P, panel += width) {
     const S* from = row(k) + column;
-    if (k + kAhead < K) __builtin_prefetch(row(k + kAhead) + column);
-    for (int64_t j = 0; j < whole; j += L) store(panel + j, load(from + j));
-    if (whole < width) store(panel + whole, load_n(from + whole, int(filled - whole)));
+    const S* second = P > 1 && k + 1 < K ? row(k + 1) + column : nullptr;
+    const auto at = [&](int64_t j) { return second ? second + j : nullptr; };
+    for (int i = 0; i < P; ++i)
+      if (k + i + kAhead < K) __builtin_prefetch(row(k + i + kAhead) + column);
+    for (int64_t j = 0; j < whole; j += L) store(panel + j, unite(from + j, at(j), L));
+    if (whole < width) store(panel + whole, unite(from + whole, at(whole), int(filled - whole)));
   }
 }
 
@@ -122,10 +126,10 @@ struct Tiles {
   }
 };
 
-// A and the stride that goes with it, for one tile from one k on.
-template <class C>
+// A, in units, and the stride that goes with it, for one tile from one k on.
+template <class U>
 struct Operand {
-  const C* a;
+  const U* a;
   int64_t ld;
 };
 
@@ -135,9 +139,10 @@ struct Operand {
 //
 // A few tiles go through k together, chunk by chunk, so that a chunk of the panel comes from the second cache level
 // once for all of them.
-template <Layout layout, class C, class Find, class Soon, class F>
-INLINE void each_product(const Tiles& tiles, const Find& operand, const C* panel, int64_t ldp, int64_t column,
+template <Layout layout, class U, class Find, class Soon, class F>
+INLINE void each_product(const Tiles& tiles, const Find& operand, const U* panel, int64_t ldp, int64_t column,
                          int vectors, int64_t columns, int64_t K, const Soon& soon, const F& f) {
+  using C = Compute<U>;
   constexpr int kTogether = 4;
   constexpr int kTile = kAccumulators * kLanes<C>;
   alignas(64) C products[kTogether * kTile];
@@ -151,9 +156,9 @@ INLINE void each_product(const Tiles& tiles, const Find& operand, const C* panel
         Wanted wanted;
         if (done) soon(tile, wanted);
         for (int64_t i = chunk; i < wanted.count; ++i) wanted.ask(i);
-        const Operand<C> from = operand(tile, k);
+        const Operand<U> from = operand(tile, k);
         C* product = products + (t - first) * kTile;
-        pick_tile<C, layout>(int(tile.size()), vectors)(from.a, from.ld, panel + k * ldp, ldp, chunk, k > 0, product,
+        pick_tile<U, layout>(int(tile.size()), vectors)(from.a, from.ld, panel + k * ldp, ldp, chunk, k > 0, product,
                                                         int64_t(vectors) * kLanes<C>, wanted);
         if (done) each_vector(product, tile.begin, int(tile.size()), column, vectors, columns, f);
       }

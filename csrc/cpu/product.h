@@ -19,15 +19,22 @@ namespace RNNFAST_ISA {
 constexpr int64_t kBlockBytes = 256 * 1024;
 constexpr int64_t kFewRows = 16;  // too few for packing to pay, where it can be done without
 
-// Rows [0, count) of a [.., K] in compute precision: themselves, or for 16-bit types a widened copy.
+// Whether rows of K values are units as they are.
 template <class S>
-INLINE const Compute<S>* widened(const S* a, int64_t count, int64_t K, Compute<S>* copy) {
-  if constexpr (kNarrow<S>) {
+constexpr bool are_units(int64_t K) {
+  return kPerUnit<S> == 1 ? !kNarrow<S> : K % kPerUnit<S> == 0;
+}
+
+// Rows [0, count) of a [.., K] in units: themselves, or a copy.
+template <class S>
+INLINE const Unit<S>* in_units(const S* a, int64_t count, int64_t K, Unit<S>* copy) {
+  if (are_units<S>(K)) return reinterpret_cast<const Unit<S>*>(a);
+  if constexpr (kPerUnit<S> == 1)
     copy_lanes(a, count * K, copy);
-    return copy;
-  } else {
-    return a;
-  }
+  else
+    for (int64_t r = 0, at = 0; r < count; ++r)
+      for (int64_t k = 0; k < K; k += kPerUnit<S>) copy[at++] = unit_at(a + r * K + k, K - k);
+  return copy;
 }
 
 inline Grid plan_product(int64_t R, int64_t K, int64_t N, int threads) {
@@ -38,7 +45,8 @@ inline Grid plan_product(int64_t R, int64_t K, int64_t N, int threads) {
 template <class S>
 int product(const ProductArgs& args, int threads) {
   using C = Compute<S>;
-  const int64_t R = args.R, N = args.N, K = args.K;
+  using U = Unit<S>;
+  const int64_t R = args.R, N = args.N, K = args.K, KU = units<S>(K);
   const S* a = static_cast<const S*>(args.a);  // [R, K]
   const S* w = static_cast<const S*>(args.w);  // [N, K] or [K, N]
   const S* bias0 = static_cast<const S*>(args.bias0);
@@ -47,10 +55,11 @@ int product(const ProductArgs& args, int threads) {
 
   const Grid grid = plan_product(R, K, N, threads);
   const auto columns = Columns<C>::for_rows(N, (R + grid.rows - 1) / grid.rows);
-  const int64_t fitting = kBlockBytes / int64_t(sizeof(C)) / (K > 0 ? K : 1) / kMaxRows * kMaxRows;
+  const int64_t fitting = kBlockBytes / int64_t(sizeof(U)) / (K > 0 ? KU : 1) / kMaxRows * kMaxRows;
   const int64_t block_rows = fitting > kMaxRows ? fitting : kMaxRows;
-  const Scratch<C> weight(columns.padded() * K), bias(columns.padded());
-  const Scratch<C> copies(kNarrow<S> ? grid.size() * block_rows * K : 0);
+  const Scratch<U> weight(columns.padded() * KU);
+  const Scratch<C> bias(columns.padded());
+  const Scratch<U> copies(are_units<S>(K) ? 0 : grid.size() * block_rows * KU);
   if (!weight || !bias || !copies) return 1;
   for (int64_t j = 0; j < columns.padded(); ++j)
     bias.get()[j] = (j < N && bias0 ? widen(bias0[j]) : C(0)) + (j < N && bias1 ? widen(bias1[j]) : C(0));
@@ -65,7 +74,7 @@ int product(const ProductArgs& args, int threads) {
     const Range part = share(vectors.size(), columns.width, g.row(id), g.rows);
     columns.each_panel(vectors.begin + part.begin, vectors.begin + part.end, [&](int64_t column, int width) {
       if (in_place(column, width)) return;
-      C* panel = weight.get() + column * K;
+      U* panel = weight.get() + column * KU;
       if (args.transposed)
         pack_transposed(w, K, N, column, width, panel);
       else
@@ -77,7 +86,7 @@ int product(const ProductArgs& args, int threads) {
     Ahead a_ahead{[=](int64_t r) { return a + r * K; }, rows.begin, rows.begin, K * int64_t(sizeof(S))};
     for (int64_t begin = rows.begin; begin < rows.end; begin += block_rows) {
       const int64_t count = rows.end - begin < block_rows ? rows.end - begin : block_rows;
-      const C* block = widened(a + begin * K, count, K, copies.get() + id * block_rows * K);
+      const U* block = in_units(a + begin * K, count, K, copies.get() + id * block_rows * KU);
       // While this block meets the panels, the next one is asked for.
       const Tiles tiles({0, count}, max_rows(columns.width));
       const int64_t meetings = tiles.count * ((vectors.size() + columns.width - 1) / columns.width);
@@ -86,10 +95,10 @@ int product(const ProductArgs& args, int threads) {
       const int64_t lines = (a_ahead.end - a_ahead.next) * a_ahead.bytes / 64 / (meetings > 0 ? meetings : 1) + 1;
       columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
         const bool direct = in_place(column, width);
-        const C* panel = direct ? reinterpret_cast<const C*>(w) + column : weight.get() + column * K;
+        const U* panel = direct ? reinterpret_cast<const U*>(w) + column : weight.get() + column * KU;
         each_product<Layout::kRows>(
-            tiles, [&](Range tile, int64_t k) { return Operand<C>{block + tile.begin * K + k, K}; }, panel,
-            direct ? N : width * kLanes<C>, column, width, N, K,
+            tiles, [&](Range tile, int64_t k) { return Operand<U>{block + tile.begin * KU + k, KU}; }, panel,
+            direct ? N : width * kLanes<C>, column, width, N, KU,
             [&](Range tile, Wanted& wanted) {
               for (int64_t r = tile.begin; r < tile.end; ++r)
                 wanted.add(c + (begin + r) * N + column, width * kLanes<C> * int64_t(sizeof(S)));

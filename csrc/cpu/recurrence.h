@@ -27,12 +27,12 @@ constexpr int64_t kStepGrain = 24 * 1024;   // FMAs a thread must have per step 
 // How many threads to use for a recurrence and what each owns. A thread with its own rows reads the whole weight at
 // every step, so it needs rows to spread that over: measured crossovers on two threads are 2 rows each at H = 256, 4 at
 // 512.
-template <class C>
+template <class S>
 Grid plan_recurrence(const Walk& walk, int64_t rows, int threads) {
   const int64_t fmas = rows * walk.H * walk.H;
   const int team = team_for(fmas, threads);
   if (team == 1) return {1, 1};
-  const int64_t weight = walk.H * walk.H * int64_t(sizeof(C));
+  const int64_t weight = walk.H * units<S>(walk.H) * int64_t(sizeof(Unit<S>));
   const int64_t fewest = weight <= kNearBytes ? 2 : 4;
   const int64_t row_teams = walk.B / fewest < team ? walk.B / fewest : team;
   if (row_teams == team && weight <= kOwnBytes) return {team, 1};
@@ -48,22 +48,26 @@ struct Slice {
 };
 
 // A walk under way: the packed weight, the two carry buffers, and how far it has come. Shared by the team.
-template <class C>
+template <class S>
 struct State {
+  using C = Compute<S>;
   const Grid grid;
   const Columns<C> columns;
-  const int64_t K, ld;  // ld of the carry: an odd number of cache lines, so that rows do not compete for cache sets
-  const C* in_place;  // [K, K], or null: read the weight here, where whole vectors of it are needed, instead of packing
-  const Scratch<C> weight, carry;
+  const int64_t K,
+      ld;  // K in units; ld of the carry: an odd number of cache lines, so that rows do not compete for cache sets
+  const Unit<S>*
+      in_place;  // [K, K], or null: read the weight here, where whole vectors of it are needed, instead of packing
+  const Scratch<Unit<S>> weight;
+  const Scratch<Carried<S>> carry;
   Steps steps;
-  C *now, *next;
+  Carried<S>*now, *next;
   bool begun = false, backwards = false;
 
-  State(const Walk& walk, bool backward, const C* w, int threads)
-      : grid(plan_recurrence<C>(walk, total_rows(walk), threads)),
+  State(const Walk& walk, bool backward, const Unit<S>* w, int threads)
+      : grid(plan_recurrence<S>(walk, total_rows(walk), threads)),
         columns(Columns<C>::for_rows(walk.H, (walk.B + grid.rows - 1) / grid.rows)),
-        K(walk.H),
-        ld(((columns.padded() * int64_t(sizeof(C)) + 63) / 64 | 1) * 64 / int64_t(sizeof(C))),
+        K(units<S>(walk.H)),
+        ld(((columns.padded() * int64_t(sizeof(Carried<S>)) + 63) / 64 | 1) * 64 / int64_t(sizeof(Carried<S>))),
         in_place(walk.T <= kFewSteps ? w : nullptr),
         weight(columns.padded() * K),
         carry(2 * walk.B * ld),
@@ -77,14 +81,16 @@ struct State {
   bool advance() {
     const bool more = steps.next();
     backwards = !backwards;
-    C* swap = now;
+    Carried<S>* swap = now;
     now = next;
     next = swap;
     return more;
   }
 
-  auto rows_of(const C* carry_) const {
-    return [this, carry_](Range tile, int64_t k) { return Operand<C>{carry_ + tile.begin * ld + k, ld}; };
+  auto rows_of(const Carried<S>* carry_) const {
+    return [this, units = reinterpret_cast<const Unit<S>*>(carry_), stride = ld / kPerUnit<S>](Range tile, int64_t k) {
+      return Operand<Unit<S>>{units + tile.begin * stride + k, stride};
+    };
   }
 
   bool is_packed(int64_t column, int vectors) const { return !in_place || column + vectors * kLanes<C> > K; }
@@ -110,8 +116,9 @@ struct State {
 //   soon(row, column, vectors, wanted)                  lists the memory that step will touch
 //   step(row, b, column, lanes, product, joined) -> vector   one step; returns the new carry
 //   leave(state, rows, carry, panel, ldp, column, vectors)   the sequences whose last step has been taken
-template <class C, class Op>
-void begin_walk(const Walk& walk, const Op& op, const State<C>& state, const Slice& mine, const Slice& to_pack) {
+template <class S, class Op>
+void begin_walk(const Walk& walk, const Op& op, const State<S>& state, const Slice& mine, const Slice& to_pack) {
+  using C = Compute<S>;
   state.columns.each_panel(to_pack.vectors.begin, to_pack.vectors.end, [&](int64_t column, int vectors) {
     if (state.is_packed(column, vectors)) op.pack(column, vectors, state.weight.get() + column * state.K);
   });
@@ -125,11 +132,12 @@ void begin_walk(const Walk& walk, const Op& op, const State<C>& state, const Sli
 }
 
 // `count` steps, on a copy of the state; after the last of the walk one more finds that nobody has any left.
-template <class C, class Op>
-void walk_slice(const Op& op, const State<C>& shared, int64_t count, const Slice& mine, Barrier& group,
+template <class S, class Op>
+void walk_slice(const Op& op, const State<S>& shared, int64_t count, const Slice& mine, Barrier& group,
                 int group_size) {
   Steps steps = shared.steps;
-  C *now = shared.now, *next = shared.next;
+  using C = Compute<S>;
+  Carried<S>*now = shared.now, *next = shared.next;
   // Every other step goes through the panels from the last to the first: of a weight too large for a cache, what was
   // read last is still there.
   for (bool backwards = shared.backwards; count > 0; --count, backwards = !backwards) {
@@ -138,11 +146,11 @@ void walk_slice(const Op& op, const State<C>& shared, int64_t count, const Slice
     const Range leaving = intersect(mine.batch, stay, steps.previous());
     const Range staying = intersect(mine.batch, 0, stay);
     const Range joining = more ? intersect(mine.batch, stay, steps.rows()) : Range{0, 0};
-    shared.each_panel(mine, backwards, [&](const C* panel, int64_t ldp, int64_t column, int vectors) {
+    shared.each_panel(mine, backwards, [&](const Unit<S>* panel, int64_t ldp, int64_t column, int vectors) {
       if (leaving.size()) op.leave(shared, leaving, now, panel, ldp, column, vectors);
       const auto take = [&](Range rows, int64_t k, bool joined) {
         each_product<Layout::kRows>(
-            Tiles(rows, max_rows(vectors)), shared.rows_of(now), panel, ldp, column, vectors, shared.K, k,
+            Tiles(rows, max_rows(vectors)), shared.rows_of(now), panel, ldp, column, vectors, shared.columns.count, k,
             [op = op, offset = steps.offset(), column, vectors](Range tile, Wanted& wanted) {
               for (int64_t b = tile.begin; b < tile.end; ++b) op.soon(offset + b, column, vectors, wanted);
             },
@@ -157,15 +165,15 @@ void walk_slice(const Op& op, const State<C>& shared, int64_t count, const Slice
     });
     if (!more) return;
     group.wait(group_size);
-    C* swap = now;
+    Carried<S>* swap = now;
     now = next;
     next = swap;
   }
 }
 
 // Takes the next `count` steps of a walk; the whole of it is T + 1.
-template <class C, class Op>
-int run_walk(const Walk& walk, const Op& op, State<C>& state, int64_t count) {
+template <class S, class Op>
+int run_walk(const Walk& walk, const Op& op, State<S>& state, int64_t count) {
   const Grid grid = state.grid;
   Scratch<Barrier> barriers(grid.rows + 1);
   if (!state || !barriers) return 1;
@@ -199,8 +207,8 @@ struct ForwardOp {
   S* out;         // [R, H]  in: pre, out: h
   S* h_n;         // [B, H]
 
-  void pack(int64_t column, int vectors, C* panel) const { pack_transposed(w_hh, H, H, column, vectors, panel); }
-  const C* in_place() const { return nullptr; }  // transposed
+  void pack(int64_t column, int vectors, Unit<S>* panel) const { pack_transposed(w_hh, H, H, column, vectors, panel); }
+  const Unit<S>* in_place() const { return nullptr; }  // transposed
   INLINE Vec<C> start(int64_t b, int64_t column, int lanes) const { return load_lanes(h0 + b * H + column, lanes); }
   INLINE void soon(int64_t row, int64_t column, int vectors, Wanted& wanted) const {
     wanted.add(out + row * H + column, vectors * kLanes<C> * int64_t(sizeof(S)));
@@ -211,10 +219,11 @@ struct ForwardOp {
     store_lanes(p, h, lanes);
     return h;
   }
-  void leave(const State<C>& state, Range rows, const C* carry, const C*, int64_t, int64_t column, int vectors) const {
+  void leave(const State<S>& state, Range rows, const Carried<S>* carry, const Unit<S>*, int64_t, int64_t column,
+             int vectors) const {
     for (int64_t b = rows.begin; b < rows.end; ++b)
       for (int64_t j = column; j < column + vectors * kLanes<C> && j < H; ++j)
-        narrow(carry[b * state.ld + j], h_n + b * H + j);
+        narrow(widen(carry[b * state.ld + j]), h_n + b * H + j);
   }
 };
 
@@ -231,10 +240,10 @@ struct BackwardOp {
   S* dpre;        // [.., H], from row `first` on
   int64_t first;
 
-  void pack(int64_t column, int vectors, C* panel) const {
+  void pack(int64_t column, int vectors, Unit<S>* panel) const {
     pack_rows<S>([&](int64_t k) { return w_hh + k * H; }, H, H, column, vectors, panel);
   }
-  const C* in_place() const {
+  const Unit<S>* in_place() const {
     if constexpr (kNarrow<S>)
       return nullptr;
     else
@@ -255,11 +264,12 @@ struct BackwardOp {
     store_lanes(dpre + (row - first) * H + column, g, lanes);
     return g;
   }
-  void leave(const State<C>& state, Range rows, const C* carry, const C* panel, int64_t ldp, int64_t column,
-             int vectors) const {
+  void leave(const State<S>& state, Range rows, const Carried<S>* carry, const Unit<S>* panel, int64_t ldp,
+             int64_t column, int vectors) const {
     if (!dh0) return;
     each_product<Layout::kRows>(
-        Tiles(rows, max_rows(vectors)), state.rows_of(carry), panel, ldp, column, vectors, H, H, [](Range, Wanted&) {},
+        Tiles(rows, max_rows(vectors)), state.rows_of(carry), panel, ldp, column, vectors, H, state.K,
+        [](Range, Wanted&) {},
         [&](int64_t b, int64_t col, int lanes, Vec<C> product) { store_lanes(dh0 + b * H + col, product, lanes); });
   }
 };
@@ -268,7 +278,7 @@ template <class S, class Act>
 int forward(const ForwardArgs& args, int threads) {
   const ForwardOp<S, Act> op{args.walk.H, static_cast<const S*>(args.h0), static_cast<const S*>(args.w_hh),
                              static_cast<S*>(args.out), static_cast<S*>(args.h_n)};
-  State<Compute<S>> state(args.walk, op.kBackward, op.in_place(), threads);
+  State<S> state(args.walk, op.kBackward, op.in_place(), threads);
   return run_walk(args.walk, op, state, args.walk.T + 1);
 }
 

@@ -22,19 +22,26 @@ struct Rows {
   }
 };
 
-// to[k, i] = from[k, i] in compute precision, for `rows` rows of `height` columns of a matrix that ends at `end`. A
-// tile is no whole number of vectors high, so whole vectors are copied and what they bring too much is overwritten by
-// the next row; only the last rows, with none after them, are copied to the lane.
-template <class S, class C = Compute<S>>
-void pack_tile(const S* from, const S* end, int64_t ld, int64_t rows, int height, C* to) {
-  constexpr int L = kLanes<C>;
+// to[k, i] = from[k, i] in units, for `rows` rows of `height` columns of a matrix that ends at `end`. A tile is no
+// whole number of vectors high, so whole vectors are copied and what they bring too much is overwritten by the next
+// row; only the last rows, with none after them, are copied to the lane.
+template <class S, class U = Unit<S>>
+void pack_tile(const S* from, const S* end, int64_t ld, int64_t rows, int height, U* to) {
+  constexpr int L = kLanes<U>, P = kPerUnit<S>;
   const int span = (height + L - 1) / L * L;
-  const C* to_end = to + rows * height;
-  for (int64_t k = 0; k < rows; ++k, from += ld, to += height) {
-    if (end - from >= span && to_end - to >= span)
-      for (int i = 0; i < span; i += L) store(to + i, load(from + i));
-    else
-      copy_lanes(from, height, to);
+  const U* to_end = to + units<S>(rows) * height;
+  for (int64_t k = 0; k < rows; k += P, from += P * ld, to += height) {
+    const S* second = P > 1 && k + 1 < rows ? from + ld : nullptr;
+    const auto at = [&](int i) { return second ? second + i : nullptr; };
+    if (end - (second ? second : from) >= span && to_end - to >= span) {
+      for (int i = 0; i < span; i += L) store(to + i, unite(from + i, at(i), L));
+    } else {
+      for (int i = 0; i < height; i += L) {
+        const int lanes = height - i < L ? height - i : L;
+        const Vec<U> v = unite(from + i, at(i), lanes);
+        memcpy(to + i, &v, size_t(lanes) * sizeof(U));
+      }
+    }
   }
 }
 
@@ -78,7 +85,7 @@ struct Strip {
   Range width;
   C* total;  // [M, ldt]
   int64_t ldt;
-  C* packed;  // room for kChunk rows of the strip
+  Unit<S>* packed;  // room for kChunk units of the strip
 
   int64_t first() const { return width.begin * kLanes<C>; }
   int64_t bytes() const {
@@ -98,14 +105,15 @@ struct Strip {
 // = 1024 and compete for the same cache sets: 1.35 times slower) and one of b panel by panel; while they meet, the next
 // chunk is asked for, up to row `until`, where the next slab of the same thread ends. `beside`(a, rows) is called for
 // each chunk, while it is near.
-template <class S, class Beside, class C = Compute<S>>
+template <class S, class Beside>
 void sum_slab(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2], Range rows, Range height, int64_t until,
-              bool begun, C* a_tiles, const Beside& beside) {
+              bool begun, Unit<S>* a_tiles, const Beside& beside) {
+  using C = Compute<S>;
   constexpr int L = kLanes<C>;
   const Tiles tiles(height, max_rows(strips[0].columns.width));
   const int64_t meetings = tiles.count * (strips[0].panels() + strips[1].panels());
-  const int64_t chunks = (rows.size() + kChunk - 1) / kChunk;
-  const int64_t chunk = chunks > 0 ? (rows.size() + chunks - 1) / chunks : 0;
+  const int64_t chunks = (units<S>(rows.size()) + kChunk - 1) / kChunk;
+  const int64_t chunk = chunks > 0 ? (units<S>(rows.size()) + chunks - 1) / chunks * kPerUnit<S> : 0;
   const auto ahead_of = [&](auto row, int64_t bytes) { return Ahead{row, bytes ? rows.begin : until, until, bytes}; };
   Ahead a_ahead = ahead_of([=](int64_t r) { return a + r * M + height.begin; }, height.size() * int64_t(sizeof(S)));
   const auto strip_ahead = [&](const Strip<S>& strip) {
@@ -127,12 +135,12 @@ void sum_slab(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2], Ran
                   a_tiles + (tiles[t].begin - height.begin) * kChunk);
     beside(a + begin * M, count);
     for (const Strip<S>& strip : strips)
-      strip.each_panel([&](int64_t column, int vectors, C* panel) {
+      strip.each_panel([&](int64_t column, int vectors, Unit<S>* panel) {
         pack_rows<S>([&](int64_t k) { return strip.b(begin + k); }, count, strip.columns.count, column, vectors, panel);
       });
     look_ahead_to(begin + count + chunk);
     for (const Strip<S>& strip : strips)
-      strip.each_panel([&](int64_t column, int vectors, const C* panel) {
+      strip.each_panel([&](int64_t column, int vectors, const Unit<S>* panel) {
         for (int64_t t = 0; t < tiles.count; ++t) {
           const Range tile = tiles[t];
           C* to = strip.total + tile.begin * strip.ldt + column;
@@ -140,9 +148,9 @@ void sum_slab(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2], Ran
           for (int64_t m = 0; m < tile.size(); ++m) wanted.add(to + m * strip.ldt, vectors * L * int64_t(sizeof(C)));
           a_ahead.add(a_lines, wanted);
           for (int i = 0; i < 2; ++i) b_ahead[i].add(b_lines[i], wanted);
-          pick_tile<C, Layout::kColumns>(int(tile.size()), vectors)(a_tiles + (tile.begin - height.begin) * kChunk,
-                                                                    tile.size(), panel, int64_t(vectors) * L, count,
-                                                                    begun || begin > rows.begin, to, strip.ldt, wanted);
+          pick_tile<Unit<S>, Layout::kColumns>(int(tile.size()), vectors)(
+              a_tiles + (tile.begin - height.begin) * kChunk, tile.size(), panel, int64_t(vectors) * L, units<S>(count),
+              begun || begin > rows.begin, to, strip.ldt, wanted);
         }
       });
   }

@@ -28,26 +28,25 @@ template <class S, int MR, int NR>
 INLINE void dot_tile(const S* a,                         // MR rows of [.., K]
                      const S* w,                         // NR rows of [.., K]
                      int64_t K, Vec<Compute<S>>* acc) {  // [MR, NR]
-  constexpr int L = kLanes<Compute<S>>;
+  constexpr int64_t L = kLanes<Unit<S>> * kPerUnit<S>;
   int64_t k = 0;
   for (; k + L <= K; k += L) {
-    Vec<Compute<S>> ak[MR];
+    Vec<Unit<S>> ak[MR];
 #pragma GCC unroll 4
-    for (int i = 0; i < MR; ++i) ak[i] = load(a + i * K + k);
+    for (int i = 0; i < MR; ++i) ak[i] = load_units(a + i * K + k, L);
 #pragma GCC unroll 8
     for (int j = 0; j < NR; ++j) {
-      const Vec<Compute<S>> wk = load(w + j * K + k);
+      const Vec<Unit<S>> wk = load_units(w + j * K + k, L);
 #pragma GCC unroll 4
-      for (int i = 0; i < MR; ++i) acc[i * NR + j] += ak[i] * wk;
+      for (int i = 0; i < MR; ++i) multiply_add(acc[i * NR + j], ak[i], wk);
     }
   }
   if (k < K) {
-    const int left = int(K - k);
 #pragma GCC unroll 8
     for (int j = 0; j < NR; ++j) {
-      const Vec<Compute<S>> wk = load_n(w + j * K + k, left);
+      const Vec<Unit<S>> wk = load_units(w + j * K + k, K - k);
 #pragma GCC unroll 4
-      for (int i = 0; i < MR; ++i) acc[i * NR + j] += load_n(a + i * K + k, left) * wk;
+      for (int i = 0; i < MR; ++i) multiply_add(acc[i * NR + j], load_units(a + i * K + k, K - k), wk);
     }
   }
 }

@@ -1,6 +1,6 @@
 // The innermost loop of everything here: a register tile of a matrix product.
 //
-//   C[i, j] (+)= sum_k A(i, k) W[k, j]        i < MR rows, j < NV vectors, k < K <= kChunk
+//   C[i, j] (+)= sum_k A(i, k) W[k, j]        i < MR rows, j < NV vectors, k < K <= kChunk units
 //
 // MR x NV accumulators stay in registers over the whole of k; one element of A is broadcast against NV vectors of W.
 // Every element of C is one chain of fused multiply-adds in the order of k, starting from zero, and longer products add
@@ -31,46 +31,47 @@ constexpr int max_rows(int vectors) {
 // (A(i,k) = a[k * ld + i]), which is how a transposed product reads a row-major matrix.
 enum class Layout { kRows, kColumns };
 
-template <class C, Layout layout, int MR, int NV>
-__attribute__((noinline)) void tile(const C* a, int64_t lda,  // A, see Layout
-                                    const C* w, int64_t ldw,  // [K, NV vectors], row stride ldw
-                                    int64_t K, bool add,      // add to c rather than overwrite it
-                                    C* c, int64_t ldc,        // [MR, NV vectors], row stride ldc
-                                    const Wanted& wanted) {   // asked for on the way
-  constexpr int L = kLanes<C>;
+template <class U, Layout layout, int MR, int NV>
+__attribute__((noinline)) void tile(const U* a, int64_t lda,     // A, see Layout
+                                    const U* w, int64_t ldw,     // [K, NV vectors], row stride ldw
+                                    int64_t K, bool add,         // add to c rather than overwrite it
+                                    Compute<U>* c, int64_t ldc,  // [MR, NV vectors], row stride ldc
+                                    const Wanted& wanted) {      // asked for on the way
+  using C = Compute<U>;
+  constexpr int L = kLanes<U>;
   // One pointer for three rows: x86 addresses p, p + ld and p + 2 ld from it, so 12 rows take 5 registers. Left to
   // itself the compiler keeps a pointer a row and spills: 206 instead of 231 GF/s at 12 x 2 where the FMA peak is 240.
   // The empty asm keeps it from undoing this.
-  const C *a0 = a, *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
+  const U *a0 = a, *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
   const int64_t step = layout == Layout::kRows ? 1 : lda;
   Vec<C> acc[MR][NV] = {};
 #pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k) {
     if (k < wanted.count) wanted.ask(k);
     const auto aik = [&](int i) {
-      const C* group = i < 3 ? a0 : i < 6 ? a3 : i < 9 ? a6 : a9;
+      const U* group = i < 3 ? a0 : i < 6 ? a3 : i < 9 ? a6 : a9;
       return broadcast(layout == Layout::kRows ? group[(i % 3) * lda] : a0[i]);
     };
     // Whichever is fewer stays in registers, next to the accumulators; the other passes through one of them.
     if constexpr (NV <= MR) {
-      Vec<C> wk[NV];
+      Vec<U> wk[NV];
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) wk[j] = load(w + j * L);
 #pragma GCC unroll 12
       for (int i = 0; i < MR; ++i) {
-        const Vec<C> a_i = aik(i);
+        const Vec<U> a_i = aik(i);
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) acc[i][j] += a_i * wk[j];
+        for (int j = 0; j < NV; ++j) multiply_add(acc[i][j], a_i, wk[j]);
       }
     } else {
-      Vec<C> a_k[MR];
+      Vec<U> a_k[MR];
 #pragma GCC unroll 12
       for (int i = 0; i < MR; ++i) a_k[i] = aik(i);
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) {
-        const Vec<C> wk = load(w + j * L);
+        const Vec<U> wk = load(w + j * L);
 #pragma GCC unroll 12
-        for (int i = 0; i < MR; ++i) acc[i][j] += a_k[i] * wk;
+        for (int i = 0; i < MR; ++i) multiply_add(acc[i][j], a_k[i], wk);
       }
     }
     w += ldw;
@@ -89,29 +90,29 @@ __attribute__((noinline)) void tile(const C* a, int64_t lda,  // A, see Layout
     }
 }
 
-template <class C>
-using TileFn = void (*)(const C*, int64_t, const C*, int64_t, int64_t, bool, C*, int64_t, const Wanted&);
+template <class U>
+using TileFn = void (*)(const U*, int64_t, const U*, int64_t, int64_t, bool, Compute<U>*, int64_t, const Wanted&);
 
-template <class C, Layout layout, int NV, int MR>
-TileFn<C> pick_rows(int rows) {
+template <class U, Layout layout, int NV, int MR>
+TileFn<U> pick_rows(int rows) {
   if constexpr (MR < max_rows(NV)) {
-    if (rows > MR) return pick_rows<C, layout, NV, MR + 1>(rows);
+    if (rows > MR) return pick_rows<U, layout, NV, MR + 1>(rows);
   }
-  return tile<C, layout, MR, NV>;
+  return tile<U, layout, MR, NV>;
 }
 
 // The kernel for a tile of `rows` (at most max_rows(vectors)) by `vectors` (1, 2, 4 or 8).
-template <class C, Layout layout>
-TileFn<C> pick_tile(int rows, int vectors) {
+template <class U, Layout layout>
+TileFn<U> pick_tile(int rows, int vectors) {
   switch (vectors) {
     case 1:
-      return pick_rows<C, layout, 1, 1>(rows);
+      return pick_rows<U, layout, 1, 1>(rows);
     case 2:
-      return pick_rows<C, layout, 2, 1>(rows);
+      return pick_rows<U, layout, 2, 1>(rows);
     case 4:
-      return pick_rows<C, layout, 4, 1>(rows);
+      return pick_rows<U, layout, 4, 1>(rows);
     default:
-      return pick_rows<C, layout, 8, 1>(rows);
+      return pick_rows<U, layout, 8, 1>(rows);
   }
 }
 

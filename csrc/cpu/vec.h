@@ -54,6 +54,39 @@ using Compute = typename ComputeOf<S>::type;
 template <class S>
 constexpr bool kNarrow = sizeof(S) != sizeof(Compute<S>);
 
+// Two bfloat16 that follow each other in k, the first in the lower half.
+struct __attribute__((packed, aligned(2))) Pair {
+  uint32_t bits;
+};
+
+// What a multiply-add takes of S at a time, how many values that is, and how the recurrence carries its state: values
+// in compute precision, one by one, or, where the machine multiplies bfloat16 in pairs and adds both products to a
+// float32, pairs.
+template <class S>
+struct UnitOf {
+  using type = Compute<S>;
+  using carried = Compute<S>;
+  static constexpr int values = 1;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct UnitOf<bf16> {
+  using type = Pair;
+  using carried = bf16;
+  static constexpr int values = 2;
+};
+#endif
+template <class S>
+using Unit = typename UnitOf<S>::type;
+template <class S>
+using Carried = typename UnitOf<S>::carried;
+template <class S>
+constexpr int kPerUnit = UnitOf<S>::values;
+template <class S>
+constexpr int64_t units(int64_t values) {
+  return (values + kPerUnit<S> - 1) / kPerUnit<S>;
+}
+
 template <class C>
 constexpr int kLanes = kVectorBytes / int(sizeof(C));
 
@@ -68,6 +101,11 @@ template <>
 struct VecOf<double> {
   typedef double type __attribute__((vector_size(kVectorBytes)));
   typedef int64_t bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VecOf<Pair> {
+  typedef int32_t type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
 };
 template <class C>
 using Vec = typename VecOf<C>::type;
@@ -89,6 +127,17 @@ template <class C>
 INLINE Vec<C> broadcast(C value) {
   return value - Vec<C>{};  // -0.0 and NaN survive: x - 0 == x
 }
+INLINE Vec<Pair> broadcast(Pair value) { return Vec<Pair>{} + int32_t(value.bits); }
+
+template <class V>
+INLINE void multiply_add(V& sum, V a, V b) {
+  sum += a * b;
+}
+#if defined(__AVX512BF16__)
+INLINE void multiply_add(Vec<float>& sum, Vec<Pair> a, Vec<Pair> b) {
+  sum = (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
 
 // ---- one value -------------------------------------------------------------------------------------
 
@@ -141,10 +190,14 @@ INLINE Vec<float> load(const bf16* p) {
   return bit_cast<Vec<float>>(__builtin_convertvector(narrow_bits, U32) << 16);
 }
 INLINE void store(bf16* p, Vec<float> v) {
+#if defined(__AVX512BF16__)
+  const __m256bh narrow_bits = _mm512_cvtneps_pbh((__m512)v);
+#else
   const U32 u = bit_cast<U32>(v);
   const U32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const U32 bits = (v != v) ? (u - u + 0x7fc0u) : rounded;
   const U16 narrow_bits = __builtin_convertvector(bits, U16);
+#endif
   memcpy(p, &narrow_bits, sizeof(narrow_bits));
 }
 
@@ -230,6 +283,50 @@ INLINE Vec<float> round_to<float>(Vec<float> v) {
 template <>
 INLINE Vec<double> round_to<double>(Vec<double> v) {
   return v;
+}
+
+// ---- units -----------------------------------------------------------------------------------------
+
+// Of `count` values that follow each other in k, from p on, the first unit.
+template <class S>
+INLINE Unit<S> unit_at(const S* p, int64_t count) {
+  if constexpr (kPerUnit<S> == 1)
+    return widen(*p);
+  else
+    return {p[0].bits | (count > 1 ? uint32_t(p[1].bits) << 16 : 0)};
+}
+
+// ... the first vector of units.
+template <class S>
+INLINE Vec<Unit<S>> load_units(const S* p, int64_t count) {
+  constexpr int64_t kMost = kLanes<Unit<S>> * kPerUnit<S>;
+  if constexpr (kPerUnit<S> == 1) {
+    return load_lanes(p, count < kMost ? int(count) : int(kMost));
+  } else {
+    Vec<Unit<S>> v{};
+    memcpy(&v, p, size_t(count < kMost ? count : kMost) * sizeof(S));
+    return v;
+  }
+}
+
+// A vector of units from rows that follow each other in k: `lanes` columns from there on, the rest 0. `second`, where
+// there are pairs, may be null.
+template <class S>
+INLINE Vec<Unit<S>> unite(const S* first, const S* second, int lanes) {
+  if constexpr (kPerUnit<S> == 1) {
+    return load_lanes(first, lanes);
+  } else {
+    U16 low{}, high{};
+    if (lanes == kLanes<Unit<S>>) {
+      memcpy(&low, first, sizeof(low));
+      if (second) memcpy(&high, second, sizeof(high));
+    } else {
+      memcpy(&low, first, size_t(lanes) * sizeof(S));
+      if (second) memcpy(&high, second, size_t(lanes) * sizeof(S));
+    }
+    const U32 both = __builtin_convertvector(low, U32) | __builtin_convertvector(high, U32) << 16;
+    return bit_cast<Vec<Unit<S>>>(both);
+  }
 }
 
 }  // namespace RNNFAST_ISA
