@@ -83,17 +83,7 @@ _SLOWER_CPU_BESIDE_AMX = (
     Region("step", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(4, UNBOUNDED)),
     Region("step", dtypes=_HALF, hidden_size=(96, UNBOUNDED), batch=(64, UNBOUNDED)),
 )
-# AVX-512 without AMX (AMD Zen 4): in float32 the cpu kernels are ahead everywhere, in training steps, too.
-# torch multiplies bfloat16 in pairs, and the cpu kernels do not: from 0.36.
-_SLOWER_CPU_BESIDE_BF16 = (
-    Region("step", dtypes=_HALF, hidden_size=(768, UNBOUNDED), batch=(8, UNBOUNDED)),
-    Region("step", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(16, UNBOUNDED)),
-    Region("step", dtypes=_HALF, hidden_size=(192, UNBOUNDED), batch=(64, UNBOUNDED)),
-    Region("sequence", dtypes=_HALF, hidden_size=(768, UNBOUNDED), batch=(16, UNBOUNDED)),
-    Region("sequence", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(16, UNBOUNDED), steps=(0, 8)),
-    Region("sequence", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(48, UNBOUNDED)),
-    Region("sequence", dtypes=_HALF, hidden_size=(192, UNBOUNDED), batch=(96, UNBOUNDED), steps=(0, 8)),
-)
+# AVX-512 without AMX (AMD Zen 4): the cpu kernels are ahead everywhere.
 # AVX2 (AMD Zen 3).
 _SLOWER_CPU_ON_AVX2 = (
     Region("step", True, _REAL, hidden_size=(768, UNBOUNDED), batch=(128, UNBOUNDED)),
@@ -102,11 +92,9 @@ _SLOWER_CPU_ON_AVX2 = (
 
 
 def _slower_cpu() -> tuple[Region, ...]:
-    # Private names of torch: without them, the hardware is not there.
+    # A private name of torch: without it, the hardware is not there.
     if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
         return _SLOWER_CPU_BESIDE_AMX
-    if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
-        return _SLOWER_CPU_BESIDE_BF16
     return _SLOWER_CPU_ON_AVX2 if native is not None and native.instruction_set() == "avx2" else ()
 
 

@@ -18,8 +18,9 @@ namespace RNNFAST_ISA {
 
 // Rows of a gradient that the nearest cache holds side by side even where they are a multiple of a page apart. On Zen
 // 3, not packing them takes 0.5 of the time for one row at H = 512 and 0.6 for 8 at H = 256; 16 at H = 1024 would
-// take 3.5.
-constexpr int64_t kFewestRows = 8;
+// take 3.5. 16-bit values are widened again for every row of the gradient: 1.2 times as long with 4 rows.
+template <class S>
+constexpr int64_t kFewestRows = kNarrow<S> ? 2 : 8;
 constexpr int64_t kSlabElements = 80 * 1024;  // of a gradient of which a core's own cache holds one beside the blocks
 constexpr int64_t kMostSlabs = 8;
 
@@ -76,9 +77,9 @@ class Gradients {
   Gradients(S* dw_ih, S* dw_hh, S* db, int64_t I, int64_t H, int64_t rows, int64_t first)
       : db_(db),
         H_(H),
-        few_(rows <= kFewestRows),
+        few_(rows <= kFewestRows<S>),
         slabs_(slabs_for(H * (I + H), first)),
-        weights_{{dw_ih, I, H, slabs_, few_}, {dw_hh, H, H, slabs_, few_}},
+        weights_{{dw_ih, I, H, slabs_, rows, few_}, {dw_hh, H, H, slabs_, rows, few_}},
         bias_(db ? 2 * slabs_ * H : 0) {
     if (bias_) memset(bias_.get(), 0, size_t(db ? 2 * slabs_ * H : 0) * sizeof(C));
   }
@@ -114,6 +115,7 @@ class Gradients {
                           mine.size() ? Range{mine.begin - before, mine.end - before} : Range{0, 0},
                           weights_[i].total(slab),
                           weights_[i].ldt(),
+                          weights_[i].at_once ? weights_[i].c : nullptr,
                           room};
         };
         Unit<S>* strip_room = own_packed + height.size() * kChunk;
@@ -148,24 +150,26 @@ class Gradients {
     const int64_t H;
     const Columns<C> columns;  // N
     const int64_t slabs;
-    const bool written, direct;  // otherwise, or here: the only slab is c itself
+    const bool direct, at_once;  // c is the only sum, or is written tile by tile as there is but one chunk
+    const bool elsewhere;        // not wanted, or written by few_rows_gradient
     const Scratch<C> sums;       // [slabs][H, padded columns]
 
-    Weight(S* to, int64_t N, int64_t height, int64_t slabs_of, bool few)
+    Weight(S* to, int64_t N, int64_t height, int64_t slabs_of, int64_t rows, bool few)
         : c(to),
           H(height),
           columns{N, kPanel},
           slabs(slabs_of),
-          written(!to || few),
           direct(slabs == 1 && !kNarrow<S> && columns.padded() == N),
-          sums(written || direct ? 0 : slabs * H * columns.padded()) {}
+          at_once(!direct && slabs == 1 && units<S>(rows) <= kChunk),
+          elsewhere(!to || few),
+          sums(direct || at_once || elsewhere ? 0 : slabs * H * columns.padded()) {}
 
     int64_t vectors() const { return c ? columns.vectors() : 0; }
     int64_t ldt() const { return columns.padded(); }
     C* total(int64_t slab) const { return direct ? reinterpret_cast<C*>(c) : sums.get() + slab * H * ldt(); }
 
     void finish(int threads) const {
-      if (written || direct) return;
+      if (direct || at_once || elsewhere) return;
       run_grid({team_for(slabs * H * columns.count, threads), 1}, [&](int id, Grid g) {
         const Range own = share(H, 1, id, g.size());
         for (int64_t m = own.begin; m < own.end; ++m)

@@ -85,6 +85,7 @@ struct Strip {
   Range width;
   C* total;  // [M, ldt]
   int64_t ldt;
+  S* whole;         // [M, columns], or null: the result, if nothing is added to this slab
   Unit<S>* packed;  // room for kChunk units of the strip
 
   int64_t first() const { return width.begin * kLanes<C>; }
@@ -124,6 +125,7 @@ void sum_slab(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2], Ran
   const auto lines = [&](int64_t bytes) { return meetings > 0 ? bytes * chunk / 64 / meetings + 1 : 0; };
   const int64_t a_lines = lines(a_ahead.bytes), b_lines[2] = {lines(b_ahead[0].bytes), lines(b_ahead[1].bytes)};
 
+  alignas(64) C product[kAccumulators * L];
   for (int64_t begin = rows.begin; begin < rows.end; begin += chunk) {
     const int64_t count = rows.end - begin < chunk ? rows.end - begin : chunk;
     look_ahead_to(begin + count);
@@ -143,14 +145,25 @@ void sum_slab(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2], Ran
       strip.each_panel([&](int64_t column, int vectors, const Unit<S>* panel) {
         for (int64_t t = 0; t < tiles.count; ++t) {
           const Range tile = tiles[t];
-          C* to = strip.total + tile.begin * strip.ldt + column;
+          const int64_t N = strip.columns.count;
+          C* to = strip.whole ? product : strip.total + tile.begin * strip.ldt + column;
+          const int64_t ldt = strip.whole ? vectors * L : strip.ldt;
           Wanted wanted;
-          for (int64_t m = 0; m < tile.size(); ++m) wanted.add(to + m * strip.ldt, vectors * L * int64_t(sizeof(C)));
+          for (int64_t m = tile.begin; m < tile.end; ++m)
+            if (strip.whole)
+              wanted.add(strip.whole + m * N + column, vectors * L * int64_t(sizeof(S)));
+            else
+              wanted.add(strip.total + m * ldt + column, vectors * L * int64_t(sizeof(C)));
           a_ahead.add(a_lines, wanted);
           for (int i = 0; i < 2; ++i) b_ahead[i].add(b_lines[i], wanted);
           pick_tile<Unit<S>, Layout::kColumns>(int(tile.size()), vectors)(
               a_tiles + (tile.begin - height.begin) * kChunk, tile.size(), panel, int64_t(vectors) * L, units<S>(count),
-              begun || begin > rows.begin, to, strip.ldt, wanted);
+              begun || begin > rows.begin, to, ldt, wanted);
+          if (strip.whole)
+            each_vector(product, tile.begin, int(tile.size()), column, vectors, N,
+                        [to = strip.whole, N](int64_t m, int64_t n, int lanes, Vec<C> value) {
+                          store_lanes(to + m * N + n, value, lanes);
+                        });
         }
       });
   }
