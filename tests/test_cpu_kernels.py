@@ -84,6 +84,46 @@ def compare(case, nonlinearity, reverse):
         cases.check(f"gradient of {name}", actual[name], grad.reshape(actual[name].shape), tolerance)
 
 
+# More rows than a chain of additions is long, in one slab of the gradients and in several.
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 47, 33, 65), (41, 9, 29, 45), (67, 31, 5, 50), (9, 43, 210, 211)], ids=str)
+def test_many_rows(shape, dtype, instruction_set):
+    compare(cases.make(shape, dtype), "tanh", False)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 28, 64), (5, 4, 9, 33)], ids=str)
+def test_tensors_may_begin_anywhere(shape, dtype, instruction_set):
+    """At any multiple of the size of an element, that is."""
+    case = cases.make(shape, dtype)
+    expected = run(case)
+    for name, tensor in case.inputs.items():
+        if tensor is not None:
+            case.inputs[name] = torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+    assert_same_bits(run(case), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 28, 40), (41, 9, 29, 45), (9, 43, 210, 211)], ids=str)
+def test_bits_of_a_gradient_do_not_depend_on_which_are_wanted(shape):
+    case = cases.make(shape, torch.float32)
+    x, h0, weight_ih, weight_hh, bias_ih, bias_hh = case.args
+    rows = x.reshape(-1, x.shape[-1])
+    out, _ = CpuBackend().sequence_forward(
+        rows, h0, weight_ih, weight_hh, bias_ih, bias_hh, "tanh", None, False
+    )
+
+    def gradients(needs):
+        grad_out = case.grad_out.reshape(out.shape)
+        return CpuBackend().sequence_backward(
+            grad_out, None, rows, h0, weight_ih, weight_hh, out, "tanh", None, False, needs=needs
+        )
+
+    everything = gradients(Needs())
+    for name in FIELDS:
+        only = gradients(Needs(**{field: field == name for field in FIELDS}))
+        assert torch.equal(getattr(only, name), getattr(everything, name))
+
+
 # Sizes at which the work is shared over the batch and over the columns, and at which it is not shared.
 SHARED = [(5, 1, 64, 64), (12, 1, 300, 300), (6, 16, 100, 200), (5, 7, 33, 520), (20, 40, 28, 96)]
 
