@@ -34,7 +34,7 @@ def measure(
     bound = None
     synchronize = torch.cuda.synchronize if case.device == "cuda" else lambda: None
     if machine and calls and case.device == "cpu":
-        meter = roofline.PeakMeter(case.threads)
+        meter = roofline.PeakMeter(case.threads, case.dtype)
         timed = alternate({**calls, METER: meter}, budget, synchronize=synchronize)
         del timed[METER]
         machine = replace(machine, fma_peak=meter.peak)

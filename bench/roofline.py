@@ -11,8 +11,9 @@ The bound of a case is the largest of three times:
   the one before.
 
 It is a bound on the sequence as a whole, input product included. The price of a Python call is not part of
-it, so the fraction reached is low where T is 1. The FMA peak is float32's also for bfloat16 cells: with
-hardware for bfloat16 the fraction can exceed 1.
+it, so the fraction reached is low where T is 1. A cell's FMA peak is that of its dtype: the multiply-adds
+that the kernels use for it, which for bfloat16 may be pairs at twice the rate. A peer with other hardware
+(AMX) can exceed it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+import torch
+
 from bench.shapes import Case
+from rnnfast.backends.cpu import DTYPES
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # Per core, where the system does not tell: the smallest in common use.
@@ -35,7 +39,7 @@ class Machine:
     """Peaks at one thread count. `capacity` in bytes, over all threads; DRAM has none."""
 
     threads: int
-    fma_peak: float  # flop/s, float32
+    fma_peak: float  # flop/s; float32's, or that of a cell's dtype
     bandwidth: dict[str, float]  # byte/s, by level
     capacity: dict[str, int]
     step_latency: float  # seconds
@@ -53,12 +57,13 @@ class PeakMeter:
     what a neighbour on the machine or its clock takes from them is taken from the peak, too.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, dtype: str = "float32") -> None:
         self.threads = threads
+        self.dtype = DTYPES[getattr(torch, dtype)]
         self.rates: list[float] = []
 
     def __call__(self) -> None:
-        self.rates.append(_native()[0](self.threads, 1e-3))
+        self.rates.append(_native()[0](self.threads, 1e-3, self.dtype))
 
     @property
     def peak(self) -> float:

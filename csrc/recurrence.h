@@ -109,7 +109,7 @@ struct Kernels {
   int (*sequence)(const SequenceArgs&, int threads);
   int (*sequence_backward)(const SequenceBackwardArgs&, int threads);
   int (*forward)(const ForwardArgs&, int threads);                       // the recurrence alone
-  double (*fma_peak)(int threads, double seconds);                       // flop/s, float32
+  double (*fma_peak)(DType, int threads, double seconds);                // flop/s, of multiply-adds
   double (*read_bandwidth)(int64_t bytes, int threads, double seconds);  // bytes/s
 };
 

@@ -86,7 +86,9 @@ def compare(case, nonlinearity, reverse):
 
 # More rows than a chain of additions is long, in one slab of the gradients and in several.
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 47, 33, 65), (41, 9, 29, 45), (67, 31, 5, 50), (9, 43, 210, 211)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 47, 33, 65), (41, 9, 29, 45), (67, 31, 5, 50), (9, 43, 210, 211)], ids=str
+)
 def test_many_rows(shape, dtype, instruction_set):
     compare(cases.make(shape, dtype), "tanh", False)
 
@@ -256,7 +258,8 @@ def test_unknown_instruction_set():
 
 
 def test_probes_measure_something():
-    assert native.fma_peak(1, 0.01) > 1e8
+    for dtype in range(4):
+        assert native.fma_peak(1, 0.01, dtype) > 1e8
     assert native.read_bandwidth(1 << 20, 1, 0.01) > 1e7
 
 

@@ -168,8 +168,12 @@ PYBIND11_MODULE(_cpu, m) {
 #endif
   });
   m.def(
-      "fma_peak", [](int threads, double seconds) { return active_kernels().fma_peak(team(threads), seconds); },
-      py::arg("threads"), py::arg("seconds"), release(), "Measured float32 fused multiply-add peak, flop/s.");
+      "fma_peak",
+      [](int threads, double seconds, int dtype) {
+        return active_kernels().fma_peak(DType(dtype), team(threads), seconds);
+      },
+      py::arg("threads"), py::arg("seconds"), py::arg("dtype") = 0, release(),
+      "Measured peak of multiply-adds as they are done for a dtype, flop/s.");
   m.def(
       "read_bandwidth",
       [](int64_t bytes, int threads, double seconds) {

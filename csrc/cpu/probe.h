@@ -5,6 +5,7 @@
 
 #include "scratch.h"
 #include "team.h"
+#include "tile.h"
 
 namespace rnnfast {
 namespace RNNFAST_ISA {
@@ -36,22 +37,24 @@ double rate(int threads, double seconds, const F& round) {
   return total;
 }
 
-// Independent fused multiply-adds on registers, enough of them to hide the latency. float32 flop/s.
-inline double fma_peak(int threads, double seconds) {
-  constexpr int kChains = kRegisters == 32 ? 24 : 12;
+// Independent multiply-adds on registers, as many as a tile has: of values in compute precision, or of pairs. flop/s.
+template <class S>
+double fma_peak(int threads, double seconds) {
+  using C = Compute<S>;
   constexpr int64_t kRounds = 200000;
   return rate(threads, seconds, [&](int, int) {
-    Vec<float> acc[kChains];
-    for (int i = 0; i < kChains; ++i) acc[i] = broadcast(float(i));
-    Vec<float> scale = broadcast(0.5f), shift = broadcast(0.25f);
-    asm volatile("" : "+m"(scale), "+m"(shift));
+    Vec<C> acc[kAccumulators] = {};
+    S halves[2];
+    for (S& half : halves) narrow(C(0.5), &half);
+    Vec<Unit<S>> a = broadcast(unit_at(halves, 2)), b = a;
+    asm volatile("" : "+m"(a), "+m"(b));
     for (int64_t k = 0; k < kRounds; ++k)
 #pragma GCC unroll 24
-      for (int i = 0; i < kChains; ++i) acc[i] = acc[i] * scale + shift;
-    Vec<float> sum{};
-    for (int i = 0; i < kChains; ++i) sum += acc[i];
+      for (int i = 0; i < kAccumulators; ++i) multiply_add(acc[i], a, b);
+    Vec<C> sum{};
+    for (int i = 0; i < kAccumulators; ++i) sum += acc[i];
     asm volatile("" : : "m"(sum));
-    return 2.0 * kRounds * kChains * kLanes<float>;
+    return 2.0 * kRounds * kAccumulators * kLanes<C> * kPerUnit<S>;
   });
 }
 

@@ -19,7 +19,7 @@ _ABOUT = {
 }
 _TYPES = {"fp32": "float", "fp64": "double", "bf16": "bf16", "fp16": "f16"}
 _CLASSES = {
-    "fused multiply-add": r"vfn?m(add|sub)|fmla|fmls",
+    "fused multiply-add": r"vfn?m(add|sub)|vdpbf16|fmla|fmls",
     "vector load, store or move": r"v?(mov|broadcast|maskmov|insert|extract)|ld1|st1|ld[pr]|st[pr]",
     "vector arithmetic": r"v(add|sub|mul|div|min|max|and|or|xor|cmp|blend|rcp|cvt|perm|shuf|unpck)",
     "branch": r"j[a-z]+|b(\.[a-z]+)?$|cbn?z|call|ret",
@@ -40,6 +40,8 @@ def kernels() -> dict[str, str]:
 
 def inspect(name: str, options: Options) -> Report:
     isa = backend.native.instruction_set()
+    if options.dtype != "bf16":
+        isa = isa.removesuffix("bf16")  # such a set has bfloat16 alone, see csrc/cpu/kernels.inc
     symbol = _symbol(name, isa, options)
     text = _run(
         "objdump", "-d", "--no-show-raw-insn", "-C", f"--disassemble={symbol}", backend.native.__file__
@@ -67,7 +69,9 @@ def _symbol(name: str, isa: str, options: Options) -> str:
     kind = _TYPES[options.dtype]
     kind = kind if kind in ("float", "double") else f"rnnfast::{isa}::{kind}"
     if name == "tile":
-        kind = "double" if options.dtype == "fp64" else "float"  # 16-bit types are computed in float
+        # 16-bit types are computed in float, or bfloat16 in pairs.
+        pairs = f"rnnfast::{isa}::Pair" if isa.endswith("bf16") else "float"
+        kind = "double" if options.dtype == "fp64" else pairs
         wanted = rf"rnnfast::{isa}::tile<{kind}, .*>\(.*\)"
     else:
         wanted = rf"rnnfast::{isa}::{name}<{kind}, rnnfast::{isa}::{options.nonlinearity.capitalize()}>\(.*\)"
