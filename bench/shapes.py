@@ -1,8 +1,9 @@
 """The cases: one `Case` is one problem in one mode; a suite is a list of cases.
 
 The whole grid is T {1, 35, 100, 1000} x B {1, 8, 32, 64, 256} x H {32, 64, 128, 200, 256, 512, 1024} x I
-{H, 28} x {float32, bfloat16} x {tanh, relu} x {dense, packed, bidirectional} x {1, 2} threads x {forward,
-training}: over ten thousand cells, days of work. `cpu` covers it like this, to stay under half an hour:
+{H, 28} x {float32, bfloat16, float16} x {tanh, relu} x {dense, packed, bidirectional} x {1, 2} threads x
+{forward, training}: over ten thousand cells, days of work. `cpu` covers it like this, to stay under half an
+hour:
 
 - the whole B x H plane, the two sizes that decide which bound a kernel meets, in both modes, at the middle
   of everything else: T = 100, I = H, float32, tanh, dense, 2 threads;
@@ -142,6 +143,7 @@ def cpu() -> list[Case]:
     steps_axis = [_square(B, H, T) for B, H in REGIMES for T in (1, 35, 1000)]
     input_axis = [Case(100, B, 28, H) for B, H in [(1, 64), (8, 512), (256, 128)]] + [Case(35, 32, 28, 256)]
     dtype_axis = [_square(B, H, dtype="bfloat16") for B, H in [(1, 256), (8, 256), (32, 128), (32, 512)]]
+    dtype_axis.append(_square(32, 256, dtype="float16"))
     relu_axis = [_square(B, H, nonlinearity="relu") for B, H in [(1, 64), (8, 256), (32, 256)]]
     packed_axis = [_square(B, H, layout="packed") for B, H in [(8, 128), (32, 256), (64, 512)]]
     deep_axis = [_square(B, H, layout="bidirectional") for B, H in [(1, 128), (8, 512), (32, 256)]]
