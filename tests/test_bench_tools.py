@@ -272,7 +272,7 @@ def test_keys_are_unique_and_suites_cover_every_axis():
     assert {case.steps for case in cases} == {1, 35, 100, 1000}
     assert {case.batch for case in cases} == {1, 8, 32, 64, 256}
     assert {case.hidden_size for case in cases} == {32, 64, 128, 200, 256, 512, 1024}
-    assert {case.dtype for case in cases} == {"float32", "bfloat16"}
+    assert {case.dtype for case in cases} == {"float32", "bfloat16", "float16"}
     assert {case.threads for case in shapes.select("core", threads=[1, 2])} == {1, 2}
 
 

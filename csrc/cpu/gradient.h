@@ -22,7 +22,8 @@ namespace RNNFAST_ISA {
 template <class S>
 constexpr int64_t kFewestRows = kNarrow<S> ? 2 : 8;
 constexpr int64_t kSlabElements = 80 * 1024;  // of a gradient of which a core's own cache holds one beside the blocks
-constexpr int64_t kMostSlabs = 8;
+constexpr int64_t kMostSlabs = 4;
+constexpr int64_t kSlabChunks = 6;  // a slab has at least half as many, or adding up the slabs takes too long
 
 // The gradient over few rows is mostly writing: nothing is packed, each vector of it is summed and stored.
 template <class S>
@@ -95,17 +96,18 @@ class Gradients {
     const int64_t V[2] = {few_ ? 0 : weights_[0].vectors(), few_ ? 0 : weights_[1].vectors()};
     const int64_t width = (V[0] + V[1]) * kLanes<C>;  // of both strips
     const int team = team_for(rows * H_ * (width + 1), threads);
-    const Grid grid = slabs_ > 1 ? Grid{int(team < slabs_ ? team : slabs_), 1} : square_grid(team, H_, width);
+    const int slab_teams = int(team < slabs_ ? team : slabs_);
+    const Grid grid = slabs_ > 1 ? Grid{slab_teams, team / slab_teams} : square_grid(team, H_, width);
     const int64_t own = (H_ + width) * kChunk;  // at most, of one thread
     const Scratch<Unit<S>> packed(own * grid.size());
     if (!packed) return 1;
     run_grid(grid, [&](int id, Grid g) {
       Unit<S>* own_packed = packed.get() + id * own;
       const bool by_slab = slabs_ > 1;
-      const Range slabs = by_slab ? share(slabs_, 1, id, g.size()) : Range{0, 1};
+      const Range slabs = by_slab ? share(slabs_, 1, g.row(id), g.rows) : Range{0, 1};
       const Range height = by_slab ? Range{0, H_} : share(H_, kMaxRows, g.row(id), g.rows);
-      const Range all = by_slab ? Range{0, V[0] + V[1]} : share(V[0] + V[1], kPanel, g.col(id), g.cols);
-      const Range biases = by_slab ? height : share(height.size(), kLanes<C>, g.col(id), g.cols);
+      const Range all = share(V[0] + V[1], kPanel, g.col(id), g.cols);
+      const Range biases = share(height.size(), kLanes<C>, g.col(id), g.cols);
       const int64_t until = share(rows, 1, int(slabs.end - 1), int(slabs_)).end;
       for (int64_t slab = slabs.begin; slab < slabs.end; ++slab) {
         const auto strip = [&](int i, int64_t before, Unit<S>* room) {
@@ -186,7 +188,7 @@ class Gradients {
 
   static int64_t slabs_for(int64_t elements, int64_t rows) {
     int64_t slabs = 1;
-    while (elements <= kSlabElements && slabs < kMostSlabs && 2 * slabs * kChunk <= rows) slabs *= 2;
+    while (elements <= kSlabElements && slabs < kMostSlabs && kSlabChunks * slabs * kChunk <= rows) slabs *= 2;
     return slabs;
   }
 
