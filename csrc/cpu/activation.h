@@ -37,8 +37,7 @@ INLINE Vec<float> ratio_to_1(Vec<float> a, Vec<float> b) {
   const Vec<float> h = a * r, excess = h * b - a;
   return h - excess * r;
 #else
-  a = at_most(a, b);
-  return (a < -b ? -b : a) / b;
+  return -at_most(-at_most(a, b), b) / b;
 #endif
 }
 

@@ -43,14 +43,19 @@ double fma_peak(int threads, double seconds) {
   using C = Compute<S>;
   constexpr int64_t kRounds = 200000;
   return rate(threads, seconds, [&](int, int) {
-    Vec<C> acc[kAccumulators] = {};
+    Vec<C> acc[kAccumulators];  // all different, or the compiler would do only one of the chains
+    for (int i = 0; i < kAccumulators; ++i) acc[i] = broadcast(C(i));
     S halves[2];
     for (S& half : halves) narrow(C(0.5), &half);
     Vec<Unit<S>> a = broadcast(unit_at(halves, 2)), b = a;
     asm volatile("" : "+m"(a), "+m"(b));
     for (int64_t k = 0; k < kRounds; ++k)
 #pragma GCC unroll 24
-      for (int i = 0; i < kAccumulators; ++i) multiply_add(acc[i], a, b);
+      for (int i = 0; i < kAccumulators; ++i)
+        if constexpr (kPerUnit<S> > 1)
+          multiply_add(acc[i], a, b);
+        else
+          acc[i] = acc[i] * a + b;  // the other way round it would take the product out of the loop
     Vec<C> sum{};
     for (int i = 0; i < kAccumulators; ++i) sum += acc[i];
     asm volatile("" : : "m"(sum));
