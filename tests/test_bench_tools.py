@@ -316,3 +316,11 @@ def test_report_refuses_files_of_two_machines(tmp_path):
         report.main(
             [str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--readme", str(tmp_path / "README")]
         )
+
+
+def test_calls_that_compute_next_to_nothing():
+    from bench import calls
+
+    for name, call in calls.contenders().items():
+        result = call()
+        assert len(result) == (4 if name.startswith("training") else 2), name
