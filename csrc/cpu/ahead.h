@@ -15,10 +15,12 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-// Addresses of cache lines that will be wanted soon.
+// Addresses of cache lines that will be wanted soon; `own`, if no other core will want them, so that they can be had
+// for writing at once.
 struct Wanted {
   static constexpr int kMost = 128;
   int64_t count = 0;
+  bool own = false;
   const char* at[kMost];
 
   // The lines of `bytes` bytes at p; what the list has no room for has to do without.
@@ -26,7 +28,13 @@ struct Wanted {
     const char* line = static_cast<const char*>(p);
     for (const char* end = line + bytes; line < end && count < kMost; line += 64) at[count++] = line;
   }
-  INLINE void ask(int64_t i) const { __builtin_prefetch(*(at + i), 0, 3); }
+  INLINE void ask(int64_t i) const {
+    const char* line = *(at + i);
+    if (own)
+      __builtin_prefetch(line, 1, 3);
+    else
+      __builtin_prefetch(line, 0, 3);
+  }
 };
 
 // Walks over the lines of a matrix that is read once: `bytes` bytes at row(r) for r in [next, end).

@@ -155,7 +155,7 @@ INLINE void each_product(const Tiles& tiles, const Find& operand, const U* panel
         const int64_t chunk = done ? K - k : kChunk;
         Wanted wanted;
         if (done) soon(tile, wanted);
-        for (int64_t i = chunk; i < wanted.count; ++i) wanted.ask(i);
+        for (int64_t i = chunk; i < wanted.count && i < Wanted::kMost; ++i) wanted.ask(i);
         const Operand<U> from = operand(tile, k);
         C* product = products + (t - first) * kTile;
         pick_tile<U, layout>(int(tile.size()), vectors)(from.a, from.ld, panel + k * ldp, ldp, chunk, k > 0, product,
