@@ -2,7 +2,8 @@
 
 For each layer, the fraction of the measured peak that torch's products reach (MKL, where torch is built
 with it), and ours: the input product is a forward pass less its recurrence, a gradient is a backward pass
-that wants it less one that wants nothing. It tells how much of a missed target is the machine's.
+that wants it less one that wants nothing; "gradients" are those of all parameters together. It tells how
+much of a missed target is the machine's.
 
 A recurrence has H multiply-adds for each vector of its output, and then the rest: adding the input's part,
 the activation, storing. "besides" is the time of the rest in multiply-adds, H (1 / fraction - 1).
@@ -65,6 +66,8 @@ def fractions(steps: int, batch: int, inputs: int, hidden: int) -> dict[str, flo
         "torch weight gradient": flops / seconds(lambda: grad.t() @ x),
         "product": flops / (forward - recurrence),
         "weight gradient": flops / (backward(NOTHING._replace(weight_ih=True)) - nothing),
+        "gradients": (flops + 2 * rows * hidden**2)
+        / (backward(NOTHING._replace(weight_ih=True, weight_hh=True, bias=True)) - nothing),
         "input gradient": flops / (backward(NOTHING._replace(x=True)) - nothing),
         "recurrence": 2 * rows * hidden**2 / recurrence,
         "recurrence, relu": 2 * rows * hidden**2 / relu,

@@ -83,8 +83,7 @@ _SLOWER_CPU_BESIDE_AMX = (
     Region("step", dtypes=_HALF, hidden_size=(384, UNBOUNDED), batch=(4, UNBOUNDED)),
     Region("step", dtypes=_HALF, hidden_size=(96, UNBOUNDED), batch=(64, UNBOUNDED)),
 )
-# AVX-512 without AMX (AMD Zen 4): the cpu kernels are ahead everywhere.
-# AVX2 (AMD Zen 3).
+# AVX2 (AMD Zen 3). With AVX-512 but no AMX (AMD Zen 4) there is no such region.
 _SLOWER_CPU_ON_AVX2 = (
     Region("step", True, _REAL, hidden_size=(768, UNBOUNDED), batch=(128, UNBOUNDED)),
     Region("sequence", True, _REAL, hidden_size=(768, UNBOUNDED), batch=(128, UNBOUNDED), steps=(0, 2)),
