@@ -127,7 +127,14 @@ def test_bits_of_a_gradient_do_not_depend_on_which_are_wanted(shape):
 
 
 # Sizes at which the work is shared over the batch and over the columns, and at which it is not shared.
-SHARED = [(5, 1, 64, 64), (12, 1, 300, 300), (6, 16, 100, 200), (5, 7, 33, 520), (20, 40, 28, 96)]
+SHARED = [
+    (5, 1, 64, 64),
+    (12, 1, 300, 300),
+    (6, 16, 100, 200),
+    (5, 7, 33, 520),
+    (20, 40, 28, 96),
+    (5, 130, 40, 520),
+]
 
 
 @pytest.mark.parametrize("lengths", [None, [9, 9, 8, 6, 6, 5, 3, 1]], ids=["dense", "packed"])

@@ -23,10 +23,28 @@ struct Wanted {
   bool own = false;
   const char* at[kMost];
 
-  // The lines of `bytes` bytes at p; what the list has no room for has to do without.
-  INLINE void add(const void* p, int64_t bytes) {
-    const char* line = static_cast<const char*>(p);
-    for (const char* end = line + bytes; line < end && count < kMost; line += 64) at[count++] = line;
+  // The line at p; what the list has no room for has to do without.
+  INLINE void add(const void* p) {
+    if (count < kMost) at[count++] = static_cast<const char*>(p);
+  }
+
+  // The lines of `rows` rows of `bytes` bytes, `stride` bytes from one to the next: all of them or, where there is no
+  // room, none. From both ends at once, so that there is no stride to be followed. Writing the list is part of a tile's
+  // price: with a loop over rows around one over lines the recurrence took 1 to 2% longer (Zen 3, H = 128).
+  INLINE void add_rows(const void* p, int64_t stride, int64_t rows, int64_t bytes) {
+    const char* low = static_cast<const char*>(p);
+    const int64_t into = stride % 64 ? 63 : int64_t(reinterpret_cast<uintptr_t>(p) % 64);  // its line, at most
+    const int64_t lines = (into + bytes + 63) / 64;
+    if (count + rows * lines > kMost) return;
+    for (int64_t i = 0; i < lines; ++i) {
+      const char **first = at + count, **last = first + rows;
+      count += rows;
+      for (const char *from = low + 64 * i, *to = from + (rows - 1) * stride; first < last;
+           from += stride, to -= stride) {
+        *first++ = from;
+        if (first < last) *first++ = to;
+      }
+    }
   }
   INLINE void ask(int64_t i) const {
     const char* line = *(at + i);
@@ -46,7 +64,7 @@ struct Ahead {
   // Adds the next `count` lines to the list.
   INLINE void add(int64_t count, Wanted& wanted) {
     for (; count > 0 && next < end; --count) {
-      wanted.add(reinterpret_cast<const char*>(row(next)) + at, 1);
+      wanted.add(reinterpret_cast<const char*>(row(next)) + at);
       at += 64;
       if (at >= bytes) {
         at = 0;

@@ -17,6 +17,10 @@ namespace RNNFAST_ISA {
 // 1024 the weight comes from the shared cache, and a tile of 12 x 2 runs at 151, 190 and 200 GF/s with blocks of 12, 48
 // and 96 rows.
 constexpr int64_t kBlockBytes = 256 * 1024;
+// Where all of `a` is no larger than this and the columns are shared, a panel is packed, used and forgotten: a packed
+// weight would be written to the shared cache and come back from there. Zen 3, R = 35, 60 and 100 at H = 1024: from 71,
+// 76 and 79 to 75, 80 and 82% of the FMA peak; R = 100 at H = 512: from 82 to 86.
+constexpr int64_t kAtOnceBytes = 512 * 1024;
 constexpr int64_t kFewRows = 16;  // too few for packing to pay, where it can be done without
 
 // Whether rows of K values are units as they are.
@@ -56,8 +60,10 @@ int product(const ProductArgs& args, int threads) {
   const Grid grid = plan_product(R, K, N, threads);
   const auto columns = Columns<C>::for_rows(N, (R + grid.rows - 1) / grid.rows);
   const int64_t fitting = kBlockBytes / int64_t(sizeof(U)) / (K > 0 ? KU : 1) / kMaxRows * kMaxRows;
-  const int64_t block_rows = fitting > kMaxRows ? fitting : kMaxRows;
-  const Scratch<U> weight(columns.padded() * KU);
+  const bool at_once = grid.rows == 1 && R * KU * int64_t(sizeof(U)) <= kAtOnceBytes;
+  const int64_t block_rows = at_once ? R : fitting > kMaxRows ? fitting : kMaxRows;
+  const int64_t panel_width = columns.width * kLanes<C>;
+  const Scratch<U> weight((at_once ? grid.cols * panel_width : columns.padded()) * KU);
   const Scratch<C> bias(columns.padded());
   const Scratch<U> copies(are_units<S>(K) ? 0 : grid.size() * block_rows * KU);
   if (!weight || !bias || !copies) return 1;
@@ -69,18 +75,22 @@ int product(const ProductArgs& args, int threads) {
   const bool few = R <= kFewRows && !args.transposed && !kNarrow<S>;
   const auto in_place = [&](int64_t column, int width) { return few && column + width * kLanes<C> <= N; };
 
+  const auto pack = [&](int64_t column, int width, U* panel) {
+    if (args.transposed)
+      pack_transposed(w, K, N, column, width, panel);
+    else
+      pack_rows<S>([&](int64_t k) { return w + k * N; }, K, N, column, width, panel);
+  };
+
   run_grid(grid, [&](int id, Grid g) {
     const Range vectors = share(columns.vectors(), columns.width, g.col(id), g.cols);
     const Range part = share(vectors.size(), columns.width, g.row(id), g.rows);
-    columns.each_panel(vectors.begin + part.begin, vectors.begin + part.end, [&](int64_t column, int width) {
-      if (in_place(column, width)) return;
-      U* panel = weight.get() + column * KU;
-      if (args.transposed)
-        pack_transposed(w, K, N, column, width, panel);
-      else
-        pack_rows<S>([&](int64_t k) { return w + k * N; }, K, N, column, width, panel);
-    });
-    packed.wait(g.size());
+    if (!at_once) {
+      columns.each_panel(vectors.begin + part.begin, vectors.begin + part.end, [&](int64_t column, int width) {
+        if (!in_place(column, width)) pack(column, width, weight.get() + column * KU);
+      });
+      packed.wait(g.size());
+    }
 
     const Range rows = share(R, max_rows(2), g.row(id), g.rows);
     Ahead a_ahead{[=](int64_t r) { return a + r * K; }, rows.begin, rows.begin, K * int64_t(sizeof(S))};
@@ -95,13 +105,15 @@ int product(const ProductArgs& args, int threads) {
       const int64_t lines = (a_ahead.end - a_ahead.next) * a_ahead.bytes / 64 / (meetings > 0 ? meetings : 1) + 1;
       columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
         const bool direct = in_place(column, width);
-        const U* panel = direct ? reinterpret_cast<const U*>(w) + column : weight.get() + column * KU;
+        U* own = weight.get() + (at_once ? id * panel_width : column) * KU;
+        if (at_once && !direct) pack(column, width, own);
+        const U* panel = direct ? reinterpret_cast<const U*>(w) + column : own;
         each_product<Layout::kRows>(
             tiles, [&](Range tile, int64_t k) { return Operand<U>{block + tile.begin * KU + k, KU}; }, panel,
             direct ? N : width * kLanes<C>, column, width, N, KU,
             [&](Range tile, Wanted& wanted) {
-              for (int64_t r = tile.begin; r < tile.end; ++r)
-                wanted.add(c + (begin + r) * N + column, width * kLanes<C> * int64_t(sizeof(S)));
+              wanted.add_rows(c + (begin + tile.begin) * N + column, N * int64_t(sizeof(S)), tile.size(),
+                              width * kLanes<C> * int64_t(sizeof(S)));
               a_ahead.add(lines, wanted);
             },
             [=, bias = bias.get()](int64_t r, int64_t col, int lanes, Vec<C> sum) {

@@ -22,21 +22,24 @@ namespace RNNFAST_ISA {
 constexpr int64_t kNearBytes = 256 * 1024;  // a weight up to this size is read from a core's own cache at full speed
 constexpr int64_t kOwnBytes = 1024 * 1024;  // ... and up to this one at least stays there: 1 MiB is the smallest in use
 constexpr int64_t kApartBytes = 8 * 1024;   // between the carries of two threads
+constexpr int64_t kManyRows = 64;           // for each thread, a step: then reading all of any weight costs little
 constexpr int64_t kFewSteps = 4;            // walks too short for packing the weight to pay
 constexpr int64_t kStepGrain = 24 * 1024;   // FMAs a thread must have per step for a barrier (about 0.5 us) to pay
 
 // How many threads to use for a recurrence and what each owns. A thread with its own rows reads the whole weight at
 // every step, so it needs rows to spread that over: measured crossovers on two threads are 2 rows each at H = 256, 4 at
-// 512.
+// 512. At H = 1024 columns are better until there are so many rows that waiting for each other costs more: on two
+// threads of Zen 3, with neighbours on the machine, own rows reached 76 to 78% of the FMA peak at B = 256 and columns 71 to 74.
 template <class S>
 Grid plan_recurrence(const Walk& walk, int64_t rows, int threads) {
   const int64_t fmas = rows * walk.H * walk.H;
   const int team = team_for(fmas, threads);
   if (team == 1) return {1, 1};
+  const int64_t step_rows = rows / walk.T;
   const int64_t weight = walk.H * units<S>(walk.H) * int64_t(sizeof(Unit<S>));
   const int64_t fewest = weight <= kNearBytes ? 2 : 4;
   const int64_t row_teams = walk.B / fewest < team ? walk.B / fewest : team;
-  if (row_teams == team && weight <= kOwnBytes) return {team, 1};
+  if (row_teams == team && (weight <= kOwnBytes || step_rows >= kManyRows * team)) return {team, 1};
   const int64_t step_fmas = fmas / walk.T;
   const int64_t col_teams = step_fmas / kStepGrain < team ? step_fmas / kStepGrain : team;
   if (col_teams > 1) return {1, int(col_teams)};
@@ -117,7 +120,7 @@ struct State {
 //   pack(column, vectors, panel)                        packs a panel of the weight
 //   in_place()                                          the weight, if it can be read unpacked, or null
 //   start(b, column, lanes) -> vector                   what the carry holds before the first step of b
-//   soon(row, column, vectors, wanted)                  lists the memory that step will touch
+//   soon(row, rows, column, vectors, wanted)            lists the memory that step will touch
 //   step(row, b, column, lanes, product, joined) -> vector   one step; returns the new carry
 //   leave(state, rows, carry, panel, ldp, column, vectors)   the sequences whose last step has been taken
 template <class S, class Op>
@@ -163,8 +166,7 @@ void walk_slice(const Op& op, const State<S>& shared, int64_t count, const Slice
             Tiles(rows, max_rows(vectors)), shared.rows_of(now), panel, ldp, column, vectors, shared.columns.count, k,
             [op = op, offset = steps.offset(), column, vectors](Range tile, Wanted& wanted) {
               wanted.own = true;
-              for (int64_t i = 0; i < tile.size(); ++i)
-                op.soon(offset + (i & 1 ? tile.end - 1 - i / 2 : tile.begin + i / 2), column, vectors, wanted);
+              op.soon(offset + tile.begin, tile.size(), column, vectors, wanted);
             },
             [op = op, offset = steps.offset(), joined, next, ld = shared.ld](int64_t b, int64_t col, int lanes,
                                                                              Vec<C> product) {
@@ -225,8 +227,8 @@ struct ForwardOp {
   void pack(int64_t column, int vectors, Unit<S>* panel) const { pack_transposed(w_hh, H, H, column, vectors, panel); }
   const Unit<S>* in_place() const { return nullptr; }  // transposed
   INLINE Vec<C> start(int64_t b, int64_t column, int lanes) const { return load_lanes(h0 + b * H + column, lanes); }
-  INLINE void soon(int64_t row, int64_t column, int vectors, Wanted& wanted) const {
-    wanted.add(out + row * H + column, vectors * kLanes<C> * int64_t(sizeof(S)));
+  INLINE void soon(int64_t row, int64_t rows, int64_t column, int vectors, Wanted& wanted) const {
+    wanted.add_rows(out + row * H + column, H * int64_t(sizeof(S)), rows, vectors * kLanes<C> * int64_t(sizeof(S)));
   }
   INLINE Vec<C> step(int64_t row, int64_t, int64_t column, int lanes, Vec<C> product, bool) const {
     S* p = out + row * H + column;
@@ -265,11 +267,11 @@ struct BackwardOp {
       return w_hh;
   }
   INLINE Vec<C> start(int64_t, int64_t, int) const { return Vec<C>{}; }
-  INLINE void soon(int64_t row, int64_t column, int vectors, Wanted& wanted) const {
-    const int64_t bytes = vectors * kLanes<C> * int64_t(sizeof(S));
-    wanted.add(out + row * H + column, bytes);
-    if (dout) wanted.add(dout + row * H + column, bytes);
-    wanted.add(dpre + (row - first) * H + column, bytes);
+  INLINE void soon(int64_t row, int64_t rows, int64_t column, int vectors, Wanted& wanted) const {
+    const int64_t stride = H * int64_t(sizeof(S)), bytes = vectors * kLanes<C> * int64_t(sizeof(S));
+    wanted.add_rows(out + row * H + column, stride, rows, bytes);
+    if (dout) wanted.add_rows(dout + row * H + column, stride, rows, bytes);
+    wanted.add_rows(dpre + (row - first) * H + column, stride, rows, bytes);
   }
   INLINE Vec<C> step(int64_t row, int64_t b, int64_t column, int lanes, Vec<C> product, bool joined) const {
     if (dout) product += load_lanes(dout + row * H + column, lanes);
