@@ -29,7 +29,8 @@ constexpr int64_t kStepGrain = 24 * 1024;   // FMAs a thread must have per step 
 // How many threads to use for a recurrence and what each owns. A thread with its own rows reads the whole weight at
 // every step, so it needs rows to spread that over: measured crossovers on two threads are 2 rows each at H = 256, 4 at
 // 512. At H = 1024 columns are better until there are so many rows that waiting for each other costs more: on two
-// threads of Zen 3, with neighbours on the machine, own rows reached 76 to 78% of the FMA peak at B = 256 and columns 71 to 74.
+// threads of Zen 3, with neighbours on the machine, own rows reached 76 to 78% of the FMA peak at B = 256 and columns
+// 71 to 74.
 template <class S>
 Grid plan_recurrence(const Walk& walk, int64_t rows, int threads) {
   const int64_t fmas = rows * walk.H * walk.H;
