@@ -2,8 +2,9 @@
 
     python -m bench.gpu --out DIR
 
-runs its parts, each in a process of its own and within its own time, since a kernel that spins would hang
-it, what matters most first: `check`, every GPU backend against float64 with all gradients; `timing`, the
+runs its parts, each in processes of its own and within its own time, since a kernel that spins would hang
+it, what matters most first: `check`, every GPU backend against float64 with all gradients, in as
+many processes as there are cores, since Triton's compiler takes longer than everything else; `timing`, the
 backends and torch.nn.RNN (cuDNN) over layers of all sizes, dtypes and batches; `steps`, the same for single
 steps and torch.nn.RNNCell; `graphs`, capture in CUDA graphs and replay; `latency`, the parts of a step
 (`bench.gpu_latency`); `kernels`, the kernels that cuDNN chooses; `sanitizer`, NVIDIA's compute-sanitizer over
@@ -20,17 +21,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
 
 from bench import environment, gpu_graphs, gpu_latency, gpu_table
-from bench.gpu_check import BACKENDS, Put, check
+from bench.gpu_check import BACKENDS, HIDDEN, KINDS, Put, check
 from bench.gpu_timing import steps, timing
 
 SECONDS = {
@@ -42,6 +47,26 @@ SECONDS = {
     "kernels": 30,
     "sanitizer": 80,
 }
+
+
+# ---- check ---------------------------------------------------------------------------------------
+
+
+def check_group(kind: str, hidden: tuple[int, ...]) -> dict[str, dict]:
+    torch.set_num_threads(1)
+    found: dict[str, dict] = {}
+    check(found.__setitem__, hidden=hidden, kinds=(kind,))
+    return found
+
+
+def check_all(put: Put) -> None:
+    groups = [(kind, hidden) for hidden in reversed(HIDDEN) for kind in KINDS]
+    # Every process has a context of its own, in the GPU's memory, too.
+    workers = min(len(groups), os.cpu_count() or 1, max(1, torch.cuda.mem_get_info()[0] >> 31))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(check_group, *group) for group in groups]):
+            for key, value in future.result().items():
+                put(key, value)
 
 
 # ---- sanitizer -------------------------------------------------------------------------------------
@@ -81,7 +106,7 @@ def latency(put: Put) -> None:
 # ---- all together ----------------------------------------------------------------------------------
 
 PARTS: dict[str, Callable[[Put], None]] = {
-    "check": check,
+    "check": check_all,
     "timing": timing,
     "steps": steps,
     "graphs": lambda put: gpu_graphs.graphs(put, BACKENDS),
@@ -150,10 +175,13 @@ def main(arguments: list[str]) -> int:
             ended[name] = "skipped: torch finds no CUDA device"
             continue
         command = [sys.executable, "-m", "bench.gpu", "--out", str(options.out), "--only", name]
+        process = subprocess.Popen(command, start_new_session=True)
         try:
-            code = subprocess.run(command, timeout=SECONDS[name], check=False).returncode
+            code = process.wait(SECONDS[name])
             ended[name] = "complete" if code == 0 else f"ended with status {code}"
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
+            process.wait()
             ended[name] = f"stopped after {SECONDS[name]} s"
     parts = {
         name: json.loads(path.read_text()) if (path := options.out / f"{name}.json").exists() else {}

@@ -101,9 +101,9 @@ struct Forward {
   };
   static constexpr bool kTransposed = false;
 
-  static __device__ __forceinline__ void* exchanged(const Args& args) { return args.out; }
+  static __host__ __device__ __forceinline__ void* exchanged(const Args& args) { return args.out; }
   static __device__ __forceinline__ int states(const Item& item) { return item.here.rows; }
-  static __device__ __forceinline__ const void* start(const Args& args) { return args.h0; }
+  static __host__ __device__ __forceinline__ const void* start(const Args& args) { return args.h0; }
 
   static __device__ __forceinline__ Inputs load(const Args& args, const Item& item, int b, int unit) {
     if (b >= item.here.rows) return {};
@@ -131,9 +131,9 @@ struct Backward {
   };
   static constexpr bool kTransposed = true;
 
-  static __device__ __forceinline__ void* exchanged(const Args& args) { return args.dpre; }
+  static __host__ __device__ __forceinline__ void* exchanged(const Args& args) { return args.dpre; }
   static __device__ __forceinline__ int states(const Item& item) { return item.previous.rows; }
-  static __device__ __forceinline__ const void* start(const Args&) { return nullptr; }  // never needed
+  static __host__ __device__ __forceinline__ const void* start(const Args&) { return nullptr; }  // never needed
 
   static __device__ __forceinline__ Inputs load(const Args& args, const Item& item, int b, int unit) {
     Inputs in{};
