@@ -24,10 +24,12 @@ def test_within_products_are_as_cudnn_s(setting, before):
     torch.backends.cudnn.rnn.fp32_precision = setting
     torch.backends.cuda.matmul.fp32_precision = before
     assert tf32() == (setting == "tf32")
-    with products_as_cudnn():
+    with products_as_cudnn(torch.float32):
         assert torch.backends.cuda.matmul.fp32_precision == setting
+    with products_as_cudnn(torch.bfloat16):  # which the setting does not concern
+        assert torch.backends.cuda.matmul.fp32_precision == before
     assert torch.backends.cuda.matmul.fp32_precision == before
-    with pytest.raises(KeyError), products_as_cudnn():
+    with pytest.raises(KeyError), products_as_cudnn(torch.float32):
         raise KeyError
     assert torch.backends.cuda.matmul.fp32_precision == before
 

@@ -28,11 +28,12 @@ Walk make_walk(int64_t T, int64_t B, int64_t H, Address offsets, bool reverse) {
 }
 
 int resident_forward(int dtype, int activation, bool tf32, int64_t T, int64_t B, int64_t H, Address offsets,
-                     bool reverse, Address pre, Address h0, Address w_hh, Address out, Address h_n, uintptr_t stream) {
+                     bool reverse, int64_t stride, Address pre, Address h0, Address w_hh, Address out, Address h_n,
+                     uintptr_t stream) {
   return rnnfast_cuda_resident_forward(
       {DType(dtype), Activation(activation), tf32, make_walk(T, B, H, offsets, reverse), pointer(pre), pointer(h0),
        pointer(w_hh), pointer(out), pointer(h_n)},
-      stream);
+      stride, stream);
 }
 
 int grid_forward(int dtype, int activation, bool tf32, int64_t T, int64_t B, int64_t H, Address offsets, bool reverse,
@@ -44,12 +45,12 @@ int grid_forward(int dtype, int activation, bool tf32, int64_t T, int64_t B, int
 }
 
 int resident_backward(int dtype, int activation, bool tf32, int64_t T, int64_t B, int64_t H, Address offsets,
-                      bool reverse, Address dout, Address dh_n, Address out, Address w_hh, Address dpre, Address dh0,
-                      uintptr_t stream) {
+                      bool reverse, int64_t stride, Address dout, Address dh_n, Address out, Address w_hh, Address dpre,
+                      Address dh0, uintptr_t stream) {
   return rnnfast_cuda_resident_backward(
       {DType(dtype), Activation(activation), tf32, make_walk(T, B, H, offsets, reverse), pointer(dout), pointer(dh_n),
        pointer(out), pointer(w_hh), pointer(dpre), pointer(dh0)},
-      stream);
+      stride, stream);
 }
 
 int grid_backward(int dtype, int activation, bool tf32, int64_t T, int64_t B, int64_t H, Address offsets, bool reverse,
@@ -94,7 +95,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("step", &step, release());
   m.def("step_backward", &step_backward, release());
   m.def(
-      "resident_limit", [](int dtype, bool tf32) { return rnnfast_cuda_resident_limit(DType(dtype), tf32); },
+      "resident_limit", [](int dtype) { return rnnfast_cuda_resident_limit(DType(dtype)); },
       "The largest H of the resident kernels, 0 for none.");
   m.def("resident_forward", &resident_forward, release());
   m.def("resident_backward", &resident_backward, release());

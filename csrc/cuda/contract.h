@@ -44,7 +44,7 @@ struct Walk {
 struct ForwardArgs {
   DType dtype;
   Activation activation;
-  bool tf32;  // float32 only: products in TF32
+  bool tf32;  // float32 only: products may be in TF32
   Walk walk;
   const void* pre;   // [R, H], x W_ih^T + b_ih + b_hh
   const void* h0;    // [B, H]
@@ -117,8 +117,10 @@ int rnnfast_cuda_step(const rnnfast::cuda::StepArgs& args, uintptr_t stream);
 int rnnfast_cuda_step_backward(const rnnfast::cuda::StepBackwardArgs& args, uintptr_t stream);
 
 // resident.cu: one block per few sequences, W_hh in its registers for the whole sequence. The largest H, 0 for none.
-int64_t rnnfast_cuda_resident_limit(rnnfast::DType dtype, bool tf32);
-int rnnfast_cuda_resident_forward(const rnnfast::cuda::ForwardArgs& args, uintptr_t stream);
-int rnnfast_cuda_resident_backward(const rnnfast::cuda::BackwardArgs& args, uintptr_t stream);
+// Rows of matrices [R, H] are `stride` elements apart: H rounded up to a multiple of 16 bytes, the elements after H
+// being 0 in what the caller gives and in what comes back. T * B is less than 2^32.
+int64_t rnnfast_cuda_resident_limit(rnnfast::DType dtype);
+int rnnfast_cuda_resident_forward(const rnnfast::cuda::ForwardArgs& args, int64_t stride, uintptr_t stream);
+int rnnfast_cuda_resident_backward(const rnnfast::cuda::BackwardArgs& args, int64_t stride, uintptr_t stream);
 
 }  // extern "C"

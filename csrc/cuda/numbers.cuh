@@ -1,7 +1,8 @@
 // Numbers: storage types and their conversions, in ones and in pairs, and the activations.
 //
 // All arithmetic is float32. `tanh` costs what its result is worth: bfloat16 keeps 8 bits, which tanh.approx (relative
-// error 2^-11) delivers; float16 keeps 11, for which it takes ex2 and rcp; float32 takes the library's tanhf.
+// error 2^-11) delivers; float16 keeps 11, for which it takes ex2 and rcp; float32 takes the
+// library's tanhf.
 #pragma once
 
 #include <stdint.h>

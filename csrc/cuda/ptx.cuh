@@ -84,8 +84,32 @@ PTX void store(void* address, V value) {
   *static_cast<V*>(address) = value;
 }
 
+PTX void store_if(bool wanted, uint32_t* to, uint32_t value) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p st.global.b32 [%0], %1; }" ::"l"(to), "r"(value),
+               "r"(int(wanted))
+               : "memory");
+}
+
 // Begins to bring the line of `address` into L2, and waits for nothing.
 PTX void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
+// ---- copies from global to shared memory that go on while the thread does something else ----------------------------
+
+// 16 bytes if `wanted`, both addresses aligned; zeros, and `from` is not looked at, unless `real`. A copy belongs to
+// the group that its thread closes next. Predicates in the assembly, here and in store_if: the compiler makes branches
+// of such conditions, each about 20 cycles, in a step of 250.
+PTX void copy_if(bool wanted, void* to, const void* from, bool real) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %3, 0; @p cp.async.cg.shared.global [%0], [%1], 16, %2; }" ::"r"(
+                   uint32_t(__cvta_generic_to_shared(to))),
+               "l"(from), "r"(real ? 16 : 0), "r"(int(wanted))
+               : "memory");
+}
+PTX void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all of the thread's groups but the youngest kPending have arrived.
+template <int kPending>
+PTX void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
 
 // ---- a block and its warps -------------------------------------------------------------------------
 
@@ -94,14 +118,15 @@ PTX void sync_warp() { __syncwarp(); }
 PTX float shuffle_xor(float x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
 PTX double shuffle_xor(double x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
 PTX uint32_t shuffle_xor(uint32_t x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
+PTX uint32_t shuffle(uint32_t x, int lane) { return __shfl_sync(~0u, x, lane); }
 PTX bool any_in_warp(bool predicate) { return __any_sync(~0u, predicate); }
 
 // ---- matrices of 16-bit elements over a warp; lane = 4 g + q --------------------------------------------------------
 
 // Four 8x8 matrices from shared memory: lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, aligned) and
-// gets, of matrix i, elements [g][2q] and [g][2q + 1] in r[i].
-PTX void ldmatrix(uint32_t (&r)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+// gets, of matrix i, elements [2q][g] and [2q + 1][g] in r[i].
+PTX void ldmatrix_transposed(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(uint32_t(__cvta_generic_to_shared(row)))
                : "memory");

@@ -14,13 +14,13 @@ CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
+from torch.cuda import current_device
 
 from .base import Grads, Needs, Problem
 from .precision import products_as_cudnn, tf32
@@ -67,7 +67,7 @@ class CudaBackend(RecurrenceBackend):
             return f"dtype {problem.dtype} is not one of float64, float32, bfloat16, float16"
         if problem.kind == "sequence":
             number, rounded = DTYPES[dtype], _tf32(dtype)
-            limit = max(native.resident_limit(number, rounded), native.grid_limit(number, rounded))
+            limit = max(native.resident_limit(number), native.grid_limit(number, rounded))
             if limit == 0:
                 return f"there is no kernel for sequences of {problem.dtype}, only for steps"
             if problem.hidden_size > limit:
@@ -111,7 +111,7 @@ class CudaBackend(RecurrenceBackend):
         tensors = (grad, out, weight_ih, weight_hh, dpre, dx, dh)
         self._launch("step_backward", h, nonlinearity, dict(zip("BIH", sizes, strict=True)), sizes, tensors)
         # Sums over the batch are plain products, and large enough to pay only where torch's are good at them.
-        with torch.no_grad(), products_as_cudnn():
+        with torch.no_grad(), products_as_cudnn(x.dtype):
             return Grads(
                 x=dx,
                 h0=dh,
@@ -125,14 +125,15 @@ class CudaBackend(RecurrenceBackend):
     ) -> tuple[Tensor, Tensor]:
         h_n = torch.empty_like(h0)
         if _resident(h0):
-            tensors = (pre, _aligned(h0), _aligned(weight_hh), pre, h_n)
-            self._launch_recurrence("resident_forward", h0, nonlinearity, walk, (), tensors)
-            return pre, h_n
+            out = _aligned(_padded(pre, _row(pre)))
+            tensors = (out, h0, _aligned(weight_hh), out, h_n)
+            self._launch_recurrence("resident_forward", h0, nonlinearity, walk, (out.shape[1],), tensors)
+            return _narrow(out, h0.shape[1]), h_n
         out = _with_padded_rows(pre)
         exchange = (*out.shape, self._fault(h0.device))
-        tensors = (pre, _aligned(_padded(h0, out)), weight_hh, out, h_n)
+        tensors = (pre, _aligned(_padded(h0, out.shape[1])), weight_hh, out, h_n)
         self._launch_recurrence("grid_forward", h0, nonlinearity, walk, exchange, tensors)
-        return out[:, : h0.shape[1]].contiguous(), h_n
+        return _narrow(out, h0.shape[1]), h_n
 
     def recurrence_backward(
         self,
@@ -146,15 +147,18 @@ class CudaBackend(RecurrenceBackend):
         hidden_size = out.shape[1]
         dh0 = out.new_empty(walk.batch, hidden_size)
         if _resident(dh0):
+            row = _row(out)
+            out = _aligned(_padded(out, row))
+            grad_out = None if grad_out is None else _aligned(_padded(grad_out, row))
             dpre = torch.empty_like(out)
-            tensors = (*map(_aligned, (grad_out, grad_hn, out, weight_hh)), dpre, dh0)
-            self._launch_recurrence("resident_backward", dh0, nonlinearity, walk, (), tensors)
-            return dpre, dh0
+            tensors = (grad_out, grad_hn, out, _aligned(weight_hh), dpre, dh0)
+            self._launch_recurrence("resident_backward", dh0, nonlinearity, walk, (row,), tensors)
+            return _narrow(dpre, hidden_size), dh0
         dpre = _with_padded_rows(out)
         exchange = (*dpre.shape, self._fault(out.device))
         tensors = (grad_out, grad_hn, out, weight_hh, dpre, dh0)
         self._launch_recurrence("grid_backward", dh0, nonlinearity, walk, exchange, tensors)
-        return dpre[:, :hidden_size].contiguous(), dh0
+        return _narrow(dpre, hidden_size), dh0
 
     def _launch_recurrence(
         self,
@@ -162,11 +166,11 @@ class CudaBackend(RecurrenceBackend):
         state: Tensor,
         nonlinearity: str,
         walk: Walk,
-        exchange: tuple[int, ...],
+        layout: tuple[int, ...],
         tensors: tuple[Optional[Tensor], ...],
     ) -> None:
         sizes = {"T": walk.steps, "B": walk.batch, "H": state.shape[1]}
-        arguments = (*sizes.values(), _address(walk.offsets), walk.reverse, *exchange)
+        arguments = (*sizes.values(), _address(walk.offsets), walk.reverse, *layout)
         self._launch(kernel, state, nonlinearity, sizes, arguments, tensors)
 
     def check(self) -> None:
@@ -214,14 +218,14 @@ class CudaBackend(RecurrenceBackend):
         Raises:
             RuntimeError: the launch failed; kernel and sizes are named.
         """
-        with self._on(like) as stream:
+        with self._on(like):
             result = getattr(native, kernel)(
                 DTYPES[like.dtype],
                 ACTIVATIONS[nonlinearity],
                 _tf32(like.dtype),
                 *arguments,
                 *map(_address, tensors),
-                stream,
+                self._stream(like),
             )
         if result != 0:
             shape = ", ".join(f"{name}={size}" for name, size in sizes.items())
@@ -229,11 +233,21 @@ class CudaBackend(RecurrenceBackend):
                 f"CUDA kernel {kernel} failed for {like.dtype}, {shape}: {native.message(result)}"
             )
 
-    @contextmanager
-    def _on(self, tensor: Tensor) -> Iterator[int]:
-        """Makes the tensor's device current, and gives its current stream."""
-        with torch.cuda.device(tensor.device):
-            yield torch.cuda.current_stream().cuda_stream
+    def _on(self, tensor: Tensor) -> AbstractContextManager[object]:
+        """Makes the tensor's device current. Changing nothing is worth a question: it takes 10 us of a launch."""
+        return nullcontext() if tensor.get_device() == current_device() else torch.cuda.device(tensor.device)
+
+    def _stream(self, tensor: Tensor) -> int:
+        """The current stream of the tensor's device."""
+        return _raw_stream(tensor.get_device())
+
+
+def _current_stream(device: int) -> int:
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+# Without the object around it, where torch has that (Triton relies on it, too): half of a launch's time.
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _current_stream)
 
 
 def _tf32(dtype: torch.dtype) -> bool:
@@ -242,27 +256,35 @@ def _tf32(dtype: torch.dtype) -> bool:
 
 def _resident(state: Tensor) -> bool:
     """Whether W_hh fits into one block's registers, for a state [B, H]."""
-    return state.shape[1] <= native.resident_limit(DTYPES[state.dtype], _tf32(state.dtype))
+    return state.shape[1] <= native.resident_limit(DTYPES[state.dtype])
 
 
 def _address(tensor: Optional[Tensor]) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _with_padded_rows(like: Tensor) -> Tensor:
-    """New memory for a matrix whose rows are multiples of 16 bytes, as grid kernels exchange them."""
+def _row(like: Tensor) -> int:
+    """Elements from row to row of a matrix that kernels copy or exchange in vectors of 16 bytes."""
     elements = 16 // like.itemsize
-    return like.new_empty(like.shape[0], -(-like.shape[1] // elements) * elements)
+    return -(-like.shape[1] // elements) * elements
 
 
-def _padded(tensor: Tensor, like: Tensor) -> Tensor:
-    missing = like.shape[1] - tensor.shape[1]
+def _with_padded_rows(like: Tensor) -> Tensor:
+    return like.new_empty(like.shape[0], _row(like))
+
+
+def _padded(tensor: Tensor, row: int) -> Tensor:
+    missing = row - tensor.shape[1]
     return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
 
 
-def _aligned(tensor: Optional[Tensor]) -> Optional[Tensor]:
-    """The kernels of the recurrence load several elements at once, from multiples of 16 bytes."""
-    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()
+def _narrow(tensor: Tensor, hidden_size: int) -> Tensor:
+    return tensor if tensor.shape[1] == hidden_size else tensor[:, :hidden_size].contiguous()
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Several elements are loaded at once, from multiples of 16 bytes."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def _dotted(capability: int) -> str:

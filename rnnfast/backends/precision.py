@@ -19,8 +19,11 @@ def tf32() -> bool:
 
 
 @contextmanager
-def products_as_cudnn() -> Iterator[None]:
-    """Within, torch's matrix products on CUDA follow cuDNN's setting. The setting is the process's."""
+def products_as_cudnn(dtype: torch.dtype) -> Iterator[None]:
+    """Within, torch's matrix products of `dtype` on CUDA follow cuDNN's setting. The setting is the process's."""
+    if dtype is not torch.float32:
+        yield
+        return
     matmul = torch.backends.cuda.matmul
     before, wanted = matmul.fp32_precision, "tf32" if tf32() else "ieee"
     if before == wanted or (before == "none" and wanted == "ieee"):

@@ -63,7 +63,7 @@ class RecurrenceBackend(Backend):
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
         bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
-        with torch.no_grad(), products_as_cudnn():
+        with torch.no_grad(), products_as_cudnn(x.dtype):
             pre = linear(x, weight_ih, bias)
         if pre.shape[0] == 0:
             return pre, h0.clone()
@@ -89,7 +89,7 @@ class RecurrenceBackend(Backend):
             dpre, dh0 = torch.empty_like(out), torch.empty_like(h0)
         else:
             dpre, dh0 = self.recurrence_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, walk)
-        with torch.no_grad(), products_as_cudnn():
+        with torch.no_grad(), products_as_cudnn(x.dtype):
             return Grads(
                 x=dpre @ weight_ih if needs.x else None,
                 h0=dh0 if needs.h0 else None,
@@ -121,7 +121,7 @@ def _weight_hh_gradient(
         first, later, earlier = dpre[rows - shift :], dpre[: rows - shift], out[shift:]
     else:
         first, later, earlier = dpre[:shift], dpre[shift:], out[: rows - shift]
-    return torch.addmm(first.t() @ h0, later.t(), earlier)
+    return (later.t() @ earlier).addmm_(first.t(), h0)
 
 
 def _previous_rows(walk: Walk) -> Tensor:  # [R]

@@ -191,7 +191,7 @@ class TritonBackend(RecurrenceBackend):
         for first, count in _steps(walk, not walk.reverse):
             launch.run(last=last, new_last=new_last, first=first, count=count, before=before)
             last, new_last, before = new_last, last, max(before, count)
-        with torch.no_grad(), products_as_cudnn():
+        with torch.no_grad(), products_as_cudnn(out.dtype):
             return dpre, last @ weight_hh
 
 

@@ -84,11 +84,9 @@ def _find(name: str, options: Options, names: list[str]) -> tuple[str, str, Opti
     elif kind == "double":
         wanted = "nothing: sequences of float64 are left to other backends"
     elif name.startswith("resident"):
-        engine = r"FmaEngine<(\d+), \d>" if exact else rf"MatrixEngine16<{element}, (\d+), \d+>"
-        if kind == "float" and not exact:
-            engine = r"MatrixEngineTf32<(\d+), \d+>"
-        act = rf", {options.nonlinearity.capitalize()}" if name.endswith("forward") else " ?"
-        wanted = rf"{name}<{engine}{act}>"
+        engine = r"FmaEngine<(\d+), \d>" if kind == "float" else rf"MatrixEngine16<{element}, (\d+), \d+>"
+        act = rf", {options.nonlinearity.capitalize()}" if name.endswith("forward") else ""
+        wanted = rf"{name}<{engine}{act}, false>"
     else:
         product = "Ffma<" if exact else f"Mma<{element}, "
         direction = "Forward" if name.endswith("forward") else "Backward"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
@@ -45,6 +44,8 @@ class CudaOnCpu(CudaBackend):
     def _pinned_word(self) -> Tensor:
         return torch.zeros(1, dtype=torch.int32)
 
-    @contextmanager
-    def _on(self, tensor: Tensor) -> Iterator[int]:
-        yield 0
+    def _on(self, tensor: Tensor) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def _stream(self, tensor: Tensor) -> int:
+        return 0

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads) faulty(const Args args) {
   if (args.fault == kPastTheEnd) shared.values[1][kThreads + thread] = 0;
   if (args.fault == kMisaligned) {
     uint32_t r[4];
-    ptx::ldmatrix(r, &shared.values[0][1]);
+    ptx::ldmatrix_transposed(r, &shared.values[0][1]);
   }
   for (int round = 0; round < kRounds; ++round) {
     uint32_t* values = shared.values[args.fault == kOneBufferTooFew ? 0 : round % 2];

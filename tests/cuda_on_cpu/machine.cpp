@@ -4,6 +4,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 #include <random>
@@ -39,12 +40,19 @@ struct Warp {
 
 enum class State { kReady, kPolling, kAtBarrier, kInWarp, kDone };
 
+struct Copy {
+  void* to;
+  const void* from;
+};
+
 struct Thread {
   Fiber fiber;
   Block* block;
   Index index;
   State state = State::kReady;
   const char* what = "";
+  std::deque<std::vector<Copy>> copies = {{}};  // by group, the last one still open
+  uint32_t copied = 0;
 };
 
 struct Block {
@@ -250,6 +258,36 @@ void check_access(const void* p, size_t bytes, bool shared, const char* what) {
   const auto* address = static_cast<const unsigned char*>(p);
   if (shared && (address < block->shared || address + bytes > block->shared + block->shared_bytes))
     fail("%s: address %p is outside of the block's shared memory", what, p);
+}
+
+namespace {
+
+void make(const Copy& copy) {
+  if (copy.from) {
+    memcpy(copy.to, copy.from, 16);
+  } else {
+    memset(copy.to, 0, 16);
+  }
+  ++progress;
+}
+
+}  // namespace
+
+void copy_later(void* to, const void* from) {
+  Thread* t = current;
+  const uint32_t hash = (t->index.x * 0x9e3779b9u + ++t->copied) * 0x85ebca6bu;
+  if (options.seed == 0 || (options.seed > 1 && hash >> 31)) return make({to, from});
+  t->copies.back().push_back({to, from});
+}
+
+void close_copies() { current->copies.emplace_back(); }
+
+void settle_copies(int pending) {
+  auto& groups = current->copies;
+  while (int(groups.size()) - 1 > pending) {
+    for (const Copy& copy : groups.front()) make(copy);
+    groups.pop_front();
+  }
 }
 
 void barrier() {

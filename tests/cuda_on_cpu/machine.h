@@ -17,7 +17,8 @@
 //   - an address is misaligned for its access, or out of shared memory in ldmatrix
 //   - the guard behind shared memory was written
 //
-// Relaxed stores become visible word by word, late and in any order where the order of fibers is random.
+// Relaxed stores become visible word by word, late and in any order where the order of fibers is random. Copies to
+// shared memory are made early or late.
 //
 // What it doesn't prove: anything about time; fences (all other memory is sequentially consistent here, so the ordering
 // argument in each kernel file has to stand by itself); the last bits of approximate functions; that nvcc's code does
@@ -70,6 +71,13 @@ void stored();    // something that a poll may wait for was written
 // to the same address. (A thread of a device would see its own at once.) Fences make the thread's own visible.
 void store_later(uint32_t* to, uint32_t value);
 void settle_own_stores();
+
+// A copy of 16 bytes (zeros if `from` is null) to shared memory, of the group that is closed next. When it is made is
+// chance where the order of fibers is: at once, or at the last moment, when its thread waits for all but the youngest
+// `pending` of its groups.
+void copy_later(void* to, const void* from);
+void close_copies();
+void settle_copies(int pending);
 
 // Lets all 32 lanes of a warp meet: the last one to arrive calls combine(arguments of lanes 0..31).
 void meet(const char* what, void* argument, void (*combine)(void* const* arguments));

@@ -86,7 +86,25 @@ void store(void* address, V value) {
   cuda_on_cpu::stored();
 }
 
+inline void store_if(bool wanted, uint32_t* to, uint32_t value) {
+  if (wanted) store(to, value);
+}
+
 inline void prefetch(const void*) {}
+
+// ---- copies ----------------------------------------------------------------------------------------
+
+inline void copy_if(bool wanted, void* to, const void* from, bool real) {
+  if (!wanted) return;
+  cuda_on_cpu::check_access(to, 16, true, "copy_if");
+  if (real) cuda_on_cpu::check_access(from, 16, false, "copy_if");
+  cuda_on_cpu::copy_later(to, real ? from : nullptr);
+}
+inline void copy_commit() { cuda_on_cpu::close_copies(); }
+template <int kPending>
+void copy_wait() {
+  cuda_on_cpu::settle_copies(kPending);
+}
 
 // ---- a block and its warps -------------------------------------------------------------------------
 
@@ -116,6 +134,7 @@ inline int lane() { return int(threadIdx.x % kLanes); }
 inline float shuffle_xor(float x, int lanes) { return exchange("shuffle_xor", x, lane() ^ lanes); }
 inline double shuffle_xor(double x, int lanes) { return exchange("shuffle_xor", x, lane() ^ lanes); }
 inline uint32_t shuffle_xor(uint32_t x, int lanes) { return exchange("shuffle_xor", x, lane() ^ lanes); }
+inline uint32_t shuffle(uint32_t x, int lane) { return exchange("shuffle", x, lane); }
 inline bool any_in_warp(bool predicate) {
   struct Vote {
     bool mine, result;
@@ -134,17 +153,17 @@ struct Rows {
   const void* row;
   uint32_t* r;
 };
-inline void ldmatrix(uint32_t (&r)[4], const void* row) {
+inline void ldmatrix_transposed(uint32_t (&r)[4], const void* row) {
   cuda_on_cpu::check_access(row, 16, true, "ldmatrix");
   Rows mine{row, r};
   cuda_on_cpu::meet("ldmatrix", &mine, [](void* const* lanes) {
+    const auto element = [&](int matrix, int row, int column) {
+      return uint32_t(static_cast<const uint16_t*>(static_cast<Rows*>(lanes[8 * matrix + row])->row)[column]);
+    };
     for (int i = 0; i < 4; ++i)
       for (int g = 0; g < 8; ++g)
-        for (int q = 0; q < 4; ++q) {
-          uint32_t pair;
-          memcpy(&pair, static_cast<const uint16_t*>(static_cast<Rows*>(lanes[8 * i + g])->row) + 2 * q, 4);
-          static_cast<Rows*>(lanes[4 * g + q])->r[i] = pair;
-        }
+        for (int q = 0; q < 4; ++q)
+          static_cast<Rows*>(lanes[4 * g + q])->r[i] = element(i, 2 * q, g) | element(i, 2 * q + 1, g) << 16;
   });
 }
 
