@@ -84,9 +84,18 @@ PTX void store(void* address, V value) {
   *static_cast<V*>(address) = value;
 }
 
-PTX void store_if(bool wanted, uint32_t* to, uint32_t value) {
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p st.global.b32 [%0], %1; }" ::"l"(to), "r"(value),
-               "r"(int(wanted))
+PTX void store_if(bool wanted, uint32_t* to, uint32_t v) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p st.global.b32 [%0], %1; }" ::"l"(to), "r"(v), "r"(int(wanted))
+               : "memory");
+}
+PTX void store_if(bool wanted, uint2* to, uint2 v) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %3, 0; @p st.global.v2.b32 [%0], {%1, %2}; }" ::"l"(to), "r"(v.x),
+               "r"(v.y), "r"(int(wanted))
+               : "memory");
+}
+PTX void store_if(bool wanted, uint4* to, uint4 v) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.v4.b32 [%0], {%1, %2, %3, %4}; }" ::"l"(to),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(int(wanted))
                : "memory");
 }
 

@@ -38,13 +38,16 @@ int start_16(const Args& all, uintptr_t stream) {
   const int64_t H = all.args.walk.H;
   if (H <= 32) return start<MatrixEngine16<T, 32, 2>>(all, stream);
   if (H <= 64) return start<MatrixEngine16<T, 64, 4>>(all, stream);
-  if (H <= 128) return start<MatrixEngine16<T, 128, 8>>(all, stream);
+  if (H <= 128) return start<MatrixEngine16<T, 128, 4>>(all, stream);
   if (H <= 192) return start<MatrixEngine16<T, 192, 6>>(all, stream);
   return start<MatrixEngine16<T, 256, 8>>(all, stream);
 }
-// Where H is 256, registers have 20 and 16 of a lane's 32 columns, and shared memory 96 and 128 KB of W.
+// Of a lane's columns, 24 where H is 192 and 32 where it is 256, registers have so many; of W, shared memory has the
+// rest: 24 and 48 KB, 96 and 160 KB.
+using OneOf192 = FmaEngine<192, 1, 20>;
+using TwoOf192 = FmaEngine<192, 2, 16>;
 using OneOf256 = FmaEngine<256, 1, 20>;
-using TwoOf256 = FmaEngine<256, 2, 16>;
+using TwoOf256 = FmaEngine<256, 2, 12>;
 constexpr int64_t kSharedOf256 = std::max(sizeof(BackwardShared<OneOf256>), sizeof(BackwardShared<TwoOf256>));
 
 // One sequence a block while there are multiprocessors for all, else two: the exchange and the barrier then serve both.
@@ -57,7 +60,7 @@ int start_fma(const Args& all, uintptr_t stream) {
   if (H <= 32) return two ? start<FmaEngine<32, 2>>(all, stream) : start<FmaEngine<32, 1>>(all, stream);
   if (H <= 64) return two ? start<FmaEngine<64, 2>>(all, stream) : start<FmaEngine<64, 1>>(all, stream);
   if (H <= 128) return two ? start<FmaEngine<128, 2>>(all, stream) : start<FmaEngine<128, 1>>(all, stream);
-  if (H <= 192) return two ? start<FmaEngine<192, 2>>(all, stream) : start<FmaEngine<192, 1>>(all, stream);
+  if (H <= 192) return two ? start<TwoOf192>(all, stream) : start<OneOf192>(all, stream);
   return two ? start<TwoOf256>(all, stream) : start<OneOf256>(all, stream);
 }
 

@@ -42,15 +42,16 @@ class FmaEngine {
   template <bool kPacked>
   __device__ __forceinline__ FmaEngine(Rest& rest, const void* w, int64_t H, uint32_t stride, const Tile<kPacked>& tile,
                                        bool transposed)
-      : H_(int(H)),
-        stride_(stride),
+      : stride_(stride),
         slice_(int(threadIdx.x) % kSlices),
         row_(int(threadIdx.x) / kSlices * kRows),
+        padding_(unit(0) >= H),
         window_(tile, sequence(0)) {
+    const int rows = int(H);
     const auto weight = [&](int r, int k) {
       const int row = row_ + r, column = 4 * (k / 4 * kSlices + slice_) + k % 4;
-      const int at = transposed ? column * H_ + row : row * H_ + column;
-      return row < H_ && column < H_ ? static_cast<const float*>(w)[at] : 0.0f;
+      const int at = transposed ? column * rows + row : row * rows + column;
+      return row < rows && column < rows ? static_cast<const float*>(w)[at] : 0.0f;
     };
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
@@ -83,7 +84,7 @@ class FmaEngine {
   // Replaces the word of a sequence that has a row at step i, but for padding.
   template <bool kPacked>
   __device__ __forceinline__ void update(Words& words, const float (&values)[1], int i) const {
-    if (unit(0) < H_ && (!kPacked || window_.has(i))) words[0] = values[0];
+    if (!padding_ && (!kPacked || window_.has(i))) words[0] = values[0];
   }
   __device__ __forceinline__ void publish(State& state, const Words& words) const {
     state.y[sequence(0)][unit(0)] = words[0];
@@ -150,9 +151,9 @@ class FmaEngine {
     sum = fmaf(w.w, y.w, sum);
   }
 
-  int H_;
   uint32_t stride_;
   int slice_, row_;
+  bool padding_;
   Window window_;
   float w_[kRows][kHeld];
 };

@@ -36,7 +36,10 @@ class MatrixEngine16 {
   static_assert(kRows <= 2, "an ldmatrix reads all of a warp's units");
 
   struct State {
-    __align__(16) T y[kH][kTile];  // transposed: 16 bytes a unit
+    // Transposed, 16 bytes a unit. Two rows stay free after every eight: the rows that are read at once are then in
+    // different banks, be they eight neighbours, for a product, or pairs from four groups of eight, for `store`.
+    __align__(16) T y[kH / 8 * 10][kTile];
+    static __device__ __forceinline__ int row(int unit) { return unit + unit / 8 * 2; }
   };
   using Words = uint32_t[2 * kRows];
   struct Rest {};  // of W there is none that registers have no room for
@@ -79,12 +82,20 @@ class MatrixEngine16 {
   }
   // The state of step i of the walk, as it is published and in words; `row` is that of sequence `stored()`.
   __device__ __forceinline__ void store(void* matrix, uint32_t row, int i, const State& state, const Words&) const {
-    uint32_t words[4];  // of rows: sequence g, units 2q and 2q + 1
-    ptx::ldmatrix_transposed(words, state.y[first_ + lane_ % (16 * kRows)]);
-    auto* to = reinterpret_cast<uint32_t*>(element<T>(matrix, row, stride_, first_ + lane_ % 4 * 2));
-    const bool has = row_.has(i);
-#pragma unroll
-    for (int w = 0; w < 2 * kRows; ++w) ptx::store_if(has && uint32_t(first_ + 8 * w) < stride_, to + 4 * w, words[w]);
+    // A lane gets kVector neighbours, of sequence g from unit kVector q on: stores of 4 bytes would keep the memory unit
+    // busy longer than all else in a step.
+    constexpr int kVector = 4 * kRows;
+    const int pair = lane_ / 8 % (2 * kRows), corner = lane_ % 8;
+    uint32_t words[4];
+    ptx::ldmatrix_transposed(words, state.y[State::row(first_ + corner / 2 * kVector + 2 * pair + corner % 2)]);
+    const int unit = first_ + lane_ % 4 * kVector;
+    T* to = element<T>(matrix, row, stride_, unit);
+    const bool wanted = row_.has(i) && uint32_t(unit) < stride_;
+    if constexpr (kRows == 2) {
+      ptx::store_if(wanted, reinterpret_cast<uint4*>(to), make_uint4(words[0], words[1], words[2], words[3]));
+    } else {
+      ptx::store_if(wanted, reinterpret_cast<uint2*>(to), make_uint2(words[0], words[1]));
+    }
   }
 
   __device__ __forceinline__ void round(Words& words, const float (&values)[kValues]) const {
@@ -113,33 +124,38 @@ class MatrixEngine16 {
   }
   __device__ __forceinline__ void publish(State& state, const Words& words) const {
 #pragma unroll
-    for (int w = 0; w < 2 * kRows; ++w) ptx::store<uint32_t>(&state.y[unit(2 * w)][sequence(0)], words[w]);
+    for (int w = 0; w < 2 * kRows; ++w) ptx::store<uint32_t>(&state.y[State::row(unit(2 * w))][sequence(0)], words[w]);
   }
 
-  // Even and odd columns of blocks have accumulators of their own, so that an mma needn't wait for the one before it.
-  using Sum = float[kRows][2][4];
+  // Columns of blocks take turns at accumulators of their own, so that an mma needn't wait for the one before it.
+  static constexpr int kChains = 4 / kRows < kColumns ? 4 / kRows : kColumns;
+  using Sum = float[kRows][kChains][4];
   __device__ __forceinline__ void begin(Sum& sum, const float (&values)[kValues]) const {
 #pragma unroll
     for (int v = 0; v < kValues; ++v) {
       sum[v / 4][0][v % 4] = values[v];
-      sum[v / 4][1][v % 4] = 0.0f;
+#pragma unroll
+      for (int c = 1; c < kChains; ++c) sum[v / 4][c][v % 4] = 0.0f;
     }
   }
   __device__ __forceinline__ void multiply(Sum& sum, const State& state, const Rest&) const {
 #pragma unroll
     for (int k = 0; k < kColumns; k += 2) {
       uint32_t y[4];
-      ptx::ldmatrix_transposed(y, state.y[16 * k + lane_]);
+      ptx::ldmatrix_transposed(y, state.y[State::row(16 * k + lane_)]);
 #pragma unroll
       for (int m = 0; m < kRows; ++m) {
-        ptx::mma<T>(sum[m][0], w_[m][k], y[0], y[1]);
-        ptx::mma<T>(sum[m][1], w_[m][k + 1], y[2], y[3]);
+        ptx::mma<T>(sum[m][k % kChains], w_[m][k], y[0], y[1]);
+        ptx::mma<T>(sum[m][(k + 1) % kChains], w_[m][k + 1], y[2], y[3]);
       }
     }
   }
   __device__ __forceinline__ void finish(float (&values)[kValues], const Sum& sum) const {
 #pragma unroll
-    for (int v = 0; v < kValues; ++v) values[v] = sum[v / 4][0][v % 4] + sum[v / 4][1][v % 4];
+    for (int v = 0; v < kValues; ++v) {
+      const auto part = [&](int c) { return sum[v / 4][c][v % 4]; };
+      values[v] = kChains == 2 ? part(0) + part(1) : (part(0) + part(1)) + (part(kChains - 2) + part(kChains - 1));
+    }
   }
 
  private:

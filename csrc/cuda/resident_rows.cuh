@@ -58,7 +58,12 @@ template <>
 class Rows<true> {
  public:
   __device__ __forceinline__ Rows(const Tile<true>& tile, int sequence)
-      : tile_(tile), sequence_(uint32_t(tile.first + sequence)), here_(offset_of(0)), coming_(offset_of(kLanes)) {}
+      : from_(tile.walk.offsets + (tile.descending ? tile.steps - 1 : 0)),
+        steps_(tile.steps),
+        descending_(tile.descending),
+        sequence_(uint32_t(tile.first + sequence)),
+        here_(offset_of(0)),
+        coming_(offset_of(kLanes)) {}
   __device__ __forceinline__ uint32_t next() {
     if (i_ % kLanes == 0 && i_ > 0) {
       here_ = coming_;
@@ -72,11 +77,13 @@ class Rows<true> {
 
   __device__ __forceinline__ uint32_t offset_of(int i) const {
     i += int(threadIdx.x) % kLanes;
-    const int step = i < tile_.steps ? i : tile_.steps - 1;
-    return uint32_t(offset(tile_.walk, tile_.descending ? tile_.steps - 1 - step : step));
+    const int step = i < steps_ ? i : steps_ - 1;
+    return uint32_t(from_[descending_ ? -step : step]);
   }
 
-  const Tile<true> tile_;
+  const int64_t* from_;  // the offset of the walk's first step
+  int steps_;
+  bool descending_;
   uint32_t sequence_, here_, coming_;
   int i_ = 0;
 };
@@ -96,8 +103,8 @@ __device__ __forceinline__ const T* element(const void* matrix, uint32_t row, ui
 template <class Engine>
 struct Ring {
   using T = typename Engine::Element;
-  // As many as hide the latency of device memory, about 1000 cycles: steps of narrow layers are shorter.
-  static constexpr int kTiles = Engine::kTile * Engine::kPitch * sizeof(T) <= 2304 ? 16 : 8;
+  // As many as hide the latency of device memory, about 1000 cycles: narrow layers take 250 for a step.
+  static constexpr int kTiles = Engine::kH <= 128 ? 16 : 8;
   static constexpr int kAhead = kTiles - 1;    // tiles that are copied before the first step
   static constexpr int kPending = kTiles - 3;  // groups of copies that may be under way at the end of a step
   __align__(16) T at[kTiles][Engine::kTile][Engine::kPitch];

@@ -86,7 +86,8 @@ void store(void* address, V value) {
   cuda_on_cpu::stored();
 }
 
-inline void store_if(bool wanted, uint32_t* to, uint32_t value) {
+template <class V>
+void store_if(bool wanted, V* to, std::common_type_t<V> value) {
   if (wanted) store(to, value);
 }
 
