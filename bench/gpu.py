@@ -40,27 +40,29 @@ from bench.gpu_timing import steps, timing
 
 SECONDS = {
     "check": 130,
-    "timing": 240,
-    "steps": 45,
+    "timing": 170,
+    "steps": 40,
     "graphs": 20,
-    "latency": 40,
+    "latency": 30,
     "kernels": 30,
-    "sanitizer": 80,
+    "sanitizer": 90,
 }
 
 
 # ---- check ---------------------------------------------------------------------------------------
 
 
-def check_group(kind: str, hidden: tuple[int, ...]) -> dict[str, dict]:
+def check_group(kind: str, hidden: tuple[int, ...], backend: str) -> dict[str, dict]:
     torch.set_num_threads(1)
     found: dict[str, dict] = {}
-    check(found.__setitem__, hidden=hidden, kinds=(kind,))
+    check(found.__setitem__, backends=(backend,), hidden=hidden, kinds=(kind,))
     return found
 
 
 def check_all(put: Put) -> None:
-    groups = [(kind, hidden) for hidden in reversed(HIDDEN) for kind in KINDS]
+    groups = [
+        (kind, hidden, name) for name in reversed(BACKENDS) for hidden in reversed(HIDDEN) for kind in KINDS
+    ]
     # Every process has a context of its own, in the GPU's memory, too.
     workers = min(len(groups), os.cpu_count() or 1, max(1, torch.cuda.mem_get_info()[0] >> 31))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:

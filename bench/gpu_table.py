@@ -8,7 +8,7 @@ THEIRS = "torch-rnn"
 def table(cells: dict[str, dict]) -> str:
     """Markdown, a row for each cell that was timed."""
     names = list(dict.fromkeys(name for cell in cells.values() for name in cell["results"]))
-    ours = [name for name in names if name not in (THEIRS, "rnnfast-aten")]
+    ours = [name for name in names if name != THEIRS]
     lines = [
         "| " + " | ".join(["us per step", *names, "best of ours, times as fast as nn.RNN"]) + " |",
         "|---|" + "---:|" * (len(names) + 1),

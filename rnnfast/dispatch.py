@@ -59,8 +59,8 @@ class Region:
 
 PREFERENCE = ("cuda", "triton", "cpu", "aten", "eager")
 
-# Backends that "auto" takes only where they were measured to be ahead of those after them in PREFERENCE. The
-# CUDA and Triton kernels have not been timed on any GPU yet: they run where they are asked for by name.
+# Backends that "auto" takes only where they were measured to be ahead of those after them in PREFERENCE, and
+# on the devices that are like the one it was measured on (`Backend.measured`).
 FASTER: dict[str, tuple[Region, ...]] = {"cuda": (), "triton": ()}
 
 # Measured crossovers: where a backend loses to the next one in PREFERENCE by more than 3%, torch 2.13, two
@@ -165,7 +165,9 @@ def slower(name: str, problem: Problem) -> bool:
 
 def unproven(name: str, problem: Problem) -> bool:
     """Whether "auto" waits for a measurement before it takes backend `name` for `problem`."""
-    return name in FASTER and not any(problem in region for region in FASTER[name])
+    if name not in FASTER:
+        return False
+    return not (_registry[name].measured() and any(problem in region for region in FASTER[name]))
 
 
 def choose(problem: Problem) -> str:

@@ -42,17 +42,18 @@ def test_check_finds_what_is_wrong_and_what_is_refused(monkeypatch):
 
 
 def test_timing_and_summary(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_timing, "STEPS", 8)
+    monkeypatch.setattr(gpu_timing, "STEPS", (8, 2))
     found = collect(gpu_timing.timing, backends=("eager",), sizes=[(2, 16)], seconds=0.01)
     assert set(found) == {
-        f"{kind} B2 H16 {mode}" for kind in gpu_check.KINDS for mode in ("forward", "training")
+        f"{kind} T{T} B2 H16 {mode}"
+        for kind in gpu_check.KINDS
+        for T in (8, 2)
+        for mode in ("forward", "training")
     }
     for value in found.values():
-        assert all(
-            value["results"][name]["median"] > 0 for name in ("rnnfast-eager", "rnnfast-aten", "torch-rnn")
-        )
+        assert all(value["results"][name]["median"] > 0 for name in ("rnnfast-eager", "torch-rnn"))
     text, well = gpu.summary({"timing": found}, {"timing": "complete"})
-    assert well and text == "timing: complete; 24 timed"
+    assert well and text == "timing: complete; 32 timed"
     wrong = {"a": {"status": "wrong", "worst": "h_n"}}
     assert gpu.summary({"check": wrong}, {"check": "complete"}) == (
         "check: complete; 1 wrong\n  a: wrong h_n",
@@ -72,10 +73,10 @@ def test_part_keeps_what_it_has(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "check.json").read_text()) == {"first": 1}
 
 
-def measured(batch, hidden, ours, theirs, training=False, kind="bfloat16"):
-    case = {"dtype": "float32" if kind == "tf32" else kind, "training": training, "steps": 512}
+def measured(batch, hidden, ours, theirs, training=False, kind="bfloat16", steps=512):
+    case = {"dtype": "float32" if kind == "tf32" else kind, "training": training, "steps": steps}
     case |= {"hidden_size": hidden, "batch": batch}
-    results = {"rnnfast-cuda": {"median": ours}, "rnnfast-aten": {"median": theirs}, "torch-rnn": {}}
+    results = {"rnnfast-cuda": {"median": ours}, "torch-rnn": {"median": theirs}}
     return {"kind": kind, "case": case, "results": results}
 
 
@@ -90,6 +91,12 @@ def test_crossover():
         measured(1, 64, 1, 2, kind="tf32"),
         measured(1, 64, 3, 2, kind="float32"),
         measured(1, 64, None, 2, training=True),
+        # Shorter sequences: won up to 16, lost at 64, won where longer ones are lost.
+        *(measured(batch, 512, 1, 2) for batch in (1, 16, 64)),
+        measured(256, 512, 2, 1),
+        *(measured(batch, 512, ours, 2, steps=32) for batch, ours in ((1, 1), (16, 1), (64, 3), (256, 1))),
+        measured(1, 1024, 1, 2, steps=32),
+        measured(1, 1024, 3, 2),
     ]
     for index, value in enumerate(cells):
         if value["results"]["rnnfast-cuda"]["median"] is None:
@@ -98,25 +105,28 @@ def test_crossover():
         eval(source.rstrip(","), {"Region": dispatch.Region, "UNBOUNDED": dispatch.UNBOUNDED})
         for source in crossover.regions(dict(enumerate(cells)), "cuda")
     ]
-    only = {"dtypes": frozenset({"bfloat16"}), "grad": False, "steps": (512, dispatch.UNBOUNDED)}
+    only = {"dtypes": frozenset({"bfloat16"}), "grad": False}
+    long, short = {"steps": (512, dispatch.UNBOUNDED)}, {"steps": (32, dispatch.UNBOUNDED)}
     assert found == [
-        dispatch.Region("sequence", hidden_size=(1, 65), batch=(0, 17), **only),
-        dispatch.Region("sequence", hidden_size=(65, 129), batch=(0, 2), **only),
+        dispatch.Region("sequence", hidden_size=(1, 65), batch=(0, 17), **only, **long),
+        dispatch.Region("sequence", hidden_size=(65, 129), batch=(0, 2), **only, **long),
+        dispatch.Region("sequence", hidden_size=(257, 513), batch=(0, 17), **only, **short),
+        dispatch.Region("sequence", hidden_size=(257, 513), batch=(0, 65), **only, **long),
     ]
 
 
 def test_steps_and_table(capsys):
     found = collect(gpu_timing.steps, backends=("eager",), sizes=[(2, 16)], seconds=0.01)
     assert set(found) == {
-        f"{kind} B2 H16 {mode}" for kind in ("bfloat16", "tf32") for mode in ("forward", "training")
+        f"{kind} T1 B2 H16 {mode}" for kind in ("bfloat16", "tf32") for mode in ("forward", "training")
     }
     assert all(cell["case"]["kind"] == "step" for cell in found.values())
-    found["bfloat16 B2 H16 forward"]["results"]["rnnfast-cuda"] = {"status": "failed"}
+    found["bfloat16 T1 B2 H16 forward"]["results"]["rnnfast-cuda"] = {"status": "failed"}
     lines = gpu_table.table(found).splitlines()
     assert len(lines) == 2 + len(found) and len({line.count("|") for line in lines}) == 1
-    results = found["tf32 B2 H16 forward"]["results"]
+    results = found["tf32 T1 B2 H16 forward"]["results"]
     ratio = results["torch-rnn"]["median"] / results["rnnfast-eager"]["median"]
-    assert any(line.startswith("| tf32 B2 H16 forward") and f"{ratio:.2f}" in line for line in lines)
+    assert any(line.startswith("| tf32 T1 B2 H16 forward") and f"{ratio:.2f}" in line for line in lines)
     assert "failed" in lines[2]
 
 

@@ -160,9 +160,11 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
   const Tile<kPacked> tile(args.walk, int64_t(blockIdx.x) * Engine::kTile, !args.walk.reverse);
   const Engine engine(shared.rest, args.w_hh, args.walk.H, all.stride, tile, true);
 
+  const bool has_dout = args.dout != nullptr;
+  const void* const dout = has_dout ? args.dout : args.out;  // an address, where nothing is read
   Copier<Engine, kPacked> copy(tile, all.stride);
   for (int i = 0; i < Ring::kAhead; ++i) {
-    copy.to(shared.dout, args.dout, args.dout != nullptr);
+    copy.to(shared.dout, dout, has_dout);
     copy.to(shared.out, args.out);
     copy.next();
   }
@@ -180,7 +182,6 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
   const int all_begun = tile.descending ? tile.steps - Tile<kPacked>::length(args.walk, b_last) : 0;
   Rows<kPacked> rows(tile, engine.stored());
   uint32_t row = 0;
-  const bool has_dout = args.dout != nullptr;
   const auto step = [&](int i, int k) {
     typename Engine::Sum sum;
     engine.begin(sum, values);
@@ -192,7 +193,7 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
     engine.read(next, shared.dout.at[(i + 1) % Ring::kTiles]);
     engine.store(args.dpre, row, i - 1, shared.y[k], y);
     row = rows.next();
-    copy.to(shared.dout, args.dout, has_dout);
+    copy.to(shared.dout, dout, has_dout);
     copy.to(shared.out, args.out);
     copy.next();
 #pragma unroll

@@ -79,6 +79,10 @@ class Backend:
         """Why this backend cannot run `problem`, or None when it can."""
         raise NotImplementedError
 
+    def measured(self) -> bool:
+        """Whether this machine's device is of the kind that `dispatch.FASTER` was measured on."""
+        return True
+
     def step_forward(
         self,
         x: Tensor,  # [B, I]

@@ -20,7 +20,7 @@ def tf32() -> bool:
 
 @contextmanager
 def products_as_cudnn(dtype: torch.dtype) -> Iterator[None]:
-    """Within, torch's matrix products of `dtype` on CUDA follow cuDNN's setting. The setting is the process's."""
+    """Within, torch's matrix products of `dtype` on CUDA follow cuDNN's setting, which is the process's."""
     if dtype is not torch.float32:
         yield
         return

@@ -14,6 +14,7 @@ struct Args {
 constexpr int kThreads = 64, kRounds = 4;
 
 struct Shared {
+  __align__(16) uint32_t copied[kThreads][4];
   uint32_t values[2][kThreads];
 };
 
@@ -26,6 +27,7 @@ enum Fault {
   kPollForNothing,    // nobody ever stores what is polled for
   kWaitForNextBlock,  // which runs at the same time only in a cooperative grid
   kPastTheEnd,        // writes behind shared memory
+  kCopyNotAwaited,    // what a thread copies to shared memory is read before it is sure to be there
   kMisaligned,        // a row of a matrix that does not begin at a multiple of 16 bytes
   kFlagAlone,         // a block is told that data is there, but not made to see it
   kFlagAfterFence,    // the same as it should be
@@ -67,6 +69,10 @@ __global__ void __launch_bounds__(kThreads) faulty(const Args args) {
     uint32_t r[4];
     ptx::ldmatrix_transposed(r, &shared.values[0][1]);
   }
+  ptx::copy_if(true, shared.copied[thread], nullptr, false);
+  ptx::copy_commit();
+  if (args.fault != kCopyNotAwaited) ptx::copy_wait<0>();
+  mine += shared.copied[thread][3];
   for (int round = 0; round < kRounds; ++round) {
     uint32_t* values = shared.values[args.fault == kOneBufferTooFew ? 0 : round % 2];
     values[thread] = mine;
