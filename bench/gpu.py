@@ -158,6 +158,21 @@ def driver() -> Optional[str]:
     return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
+def run_in_time(name: str, folder: Path) -> str:
+    """Runs a part in a process of its own; how that ended."""
+    if not torch.cuda.is_available():
+        return "skipped: torch finds no CUDA device"
+    command = [sys.executable, "-m", "bench.gpu", "--out", str(folder), "--only", name]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        code = process.wait(SECONDS[name])
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
+        process.wait()
+        return f"stopped after {SECONDS[name]} s"
+    return "complete" if code == 0 else f"ended with status {code}"
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -170,28 +185,16 @@ def main(arguments: list[str]) -> int:
     if options.only:
         run_part(options.only, options.out)
         return 0
-    ended = {}
-    for name in options.parts:
-        (options.out / f"{name}.json").unlink(missing_ok=True)
-        if not torch.cuda.is_available():
-            ended[name] = "skipped: torch finds no CUDA device"
-            continue
-        command = [sys.executable, "-m", "bench.gpu", "--out", str(options.out), "--only", name]
-        process = subprocess.Popen(command, start_new_session=True)
-        try:
-            code = process.wait(SECONDS[name])
-            ended[name] = "complete" if code == 0 else f"ended with status {code}"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
-            process.wait()
-            ended[name] = f"stopped after {SECONDS[name]} s"
-    parts = {
-        name: json.loads(path.read_text()) if (path := options.out / f"{name}.json").exists() else {}
-        for name in options.parts
-    }
     here = {**environment.describe(), "driver": driver(), "cudnn": torch.backends.cudnn.version()}
-    everything = {"environment": here, "ended": ended, **parts}
-    (options.out / "gpu.json").write_text(json.dumps(everything, indent=1) + "\n")
+    ended: dict[str, str] = {}
+    parts: dict[str, dict] = {}
+    for name in options.parts:
+        file = options.out / f"{name}.json"
+        file.unlink(missing_ok=True)
+        ended[name] = run_in_time(name, options.out)
+        parts[name] = json.loads(file.read_text()) if file.exists() else {}
+        everything = {"environment": here, "ended": ended, **parts}
+        (options.out / "gpu.json").write_text(json.dumps(everything, indent=1) + "\n")
     text, well = summary(parts, ended)
     print(text)
     for name in ("timing", "steps"):
