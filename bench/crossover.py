@@ -1,12 +1,13 @@
 """Dispatch's table of where a GPU backend is ahead, from what `bench.gpu` measured:
 
-    python -m bench.crossover DIR/gpu.json [--backend cuda]
+    python -m bench.crossover DIR/gpu.json [--backend cuda] [--write]
 
-prints the entry of `rnnfast.dispatch.FASTER` for the backend. A region covers one dtype, forward or
-training, one measured hidden size and those under it down to the next, batches up to the largest one at and
-under which every measured cell was won or lost by less than 3%, and as many steps as the cells had, or more.
-Where shorter sequences were won, too, longer ones of larger batches may have a region of their own. Nothing
-is claimed beyond what was measured: not for larger batches or layers, nor for fewer steps.
+prints the rows of `rnnfast/crossovers.py`, or writes that file. A row covers steps or sequences, forward or
+training, one dtype, one measured hidden size and those under it down to the next, batches up to the largest
+one at and under which every measured cell was won or lost by less than 3%, and as many steps as the cells
+had, or more. Where shorter sequences were won, too, longer ones of larger batches may have a row of their
+own. float32 counts where it was measured and won with TF32 and without. Nothing is claimed beyond what was
+measured: not for larger batches or layers, nor for fewer steps.
 """
 
 from __future__ import annotations
@@ -20,39 +21,39 @@ from bench.store import read
 
 TOLERATED = 1.03
 THEIRS = "torch-rnn"
+TABLE = Path(__file__).parents[1] / "rnnfast" / "crossovers.py"
 
 
-def regions(cells: dict[str, dict], backend: str) -> list[str]:
-    """The source of each region."""
-    ahead: dict[tuple[str, bool, int, int], dict[int, bool]] = defaultdict(dict)
+def rows(cells: dict[str, dict], backend: str) -> list[tuple]:
+    """(kind, training, dtype, least and largest hidden size, largest batch, fewest steps) of each region."""
+    ahead: dict[tuple, dict[int, bool]] = defaultdict(dict)  # by all of a row but for its batch
+    precisions = defaultdict(set)
     for entry in cells.values():
         case, results = entry["case"], entry["results"]
         ours = results.get(f"rnnfast-{backend}", {}).get("median")
         theirs = results.get(THEIRS, {}).get("median")
         won = bool(ours and theirs) and ours <= TOLERATED * theirs
-        group = ahead[case["dtype"], case["training"], case["hidden_size"], case["steps"]]
-        # float32 is measured with TF32 and without; dispatch does not tell them apart.
-        group[case["batch"]] = won and group.get(case["batch"], True)
-    sizes = sorted({hidden for _, _, hidden, _ in ahead})
+        key = (case["kind"], case["training"], case["dtype"], case["hidden_size"], case["steps"])
+        precisions[key].add(entry["kind"])
+        # dispatch does not tell TF32 from exact float32.
+        ahead[key][case["batch"]] = won and ahead[key].get(case["batch"], True)
+    ahead = {key: won for key, won in ahead.items() if key[2] != "float32" or len(precisions[key]) == 2}
     found = []
-    covered: dict[tuple[str, bool, int], int] = defaultdict(int)  # the largest batch of shorter sequences
-    for (dtype, training, hidden, steps), batches in sorted(ahead.items()):
-        longer = [
-            won for key, won in ahead.items() if key[:3] == (dtype, training, hidden) and key[3] > steps
-        ]
+    covered: dict[tuple, int] = defaultdict(int)  # the largest batch of shorter sequences
+    for key, batches in sorted(ahead.items()):
+        *layer, hidden, steps = key
+        longer = [won for other, won in ahead.items() if other[:4] == key[:4] and other[4] > steps]
         most = 0
         for batch, won in sorted(batches.items()):
             if not (won and all(other.get(batch, False) for other in longer)):
                 break
             most = batch
-        if most > covered[dtype, training, hidden]:
-            covered[dtype, training, hidden] = most
-            below = max((size for size in sizes if size < hidden), default=0)
-            sizes_held = f"hidden_size=({below + 1}, {hidden + 1}), batch=(0, {most + 1})"
-            dtypes = f'frozenset({{"{dtype}"}})'
-            found.append(
-                f'Region("sequence", {training}, {dtypes}, {sizes_held}, steps=({steps}, UNBOUNDED)),'
+        if most > covered[key[:4]]:
+            covered[key[:4]] = most
+            below = max(
+                (other[3] for other in ahead if other[:3] == key[:3] and other[3] < hidden), default=0
             )
+            found.append((*layer, below + 1, hidden, most, steps))
     return found
 
 
@@ -62,10 +63,26 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("json", type=Path)
     parser.add_argument("--backend", default="cuda")
+    parser.add_argument("--write", action="store_true", help="write rnnfast/crossovers.py")
     options = parser.parse_args(arguments)
     data = read(options.json)
-    print(f"# {data['environment']['gpu']}, commit {data['environment']['commit']}")
-    print("\n".join(regions(data["timing"], options.backend)))
+    gpu, commit = data["environment"]["gpu"], data["environment"]["commit"]
+    lines = [
+        f'"""Where the {options.backend} backend was measured to be ahead of cuDNN: {gpu}, commit {commit}.',
+        "",
+        "Written by `python -m bench.crossover`, which says what a row is.",
+        '"""',
+        "",
+        "# kind, training, dtype, least and largest hidden size, largest batch, fewest steps",
+        f"{options.backend.upper()} = (",
+        *(f"    {row}," for row in rows({**data["timing"], **data["steps"]}, options.backend)),
+        ")",
+    ]
+    text = "\n".join(lines).replace("'", '"') + "\n"
+    if options.write:
+        TABLE.write_text(text)
+    else:
+        print(text, end="")
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Optional
 
 import torch
 
+from . import crossovers
 from .backends.aten import AtenBackend
 from .backends.base import Backend, Problem
 from .backends.cpu import CpuBackend, native
@@ -61,7 +62,20 @@ PREFERENCE = ("cuda", "triton", "cpu", "aten", "eager")
 
 # Backends that "auto" takes only where they were measured to be ahead of those after them in PREFERENCE, and
 # on the devices that are like the one it was measured on (`Backend.measured`).
-FASTER: dict[str, tuple[Region, ...]] = {"cuda": (), "triton": ()}
+FASTER: dict[str, tuple[Region, ...]] = {
+    "cuda": tuple(
+        Region(
+            kind,
+            grad,
+            frozenset({dtype}),
+            hidden_size=(least, largest + 1),
+            batch=(0, batch + 1),
+            steps=(steps, UNBOUNDED),
+        )
+        for kind, grad, dtype, least, largest, batch, steps in crossovers.CUDA
+    ),
+    "triton": (),
+}
 
 # Measured crossovers: where a backend loses to the next one in PREFERENCE by more than 3%, torch 2.13, two
 # threads. To measure them anew: `python -m bench.run --suite cpu --peers rnnfast-cpu rnnfast-aten`.

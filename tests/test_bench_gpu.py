@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from bench import crossover, gpu, gpu_check, gpu_table, gpu_timing
-from rnnfast import dispatch
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +74,7 @@ def test_part_keeps_what_it_has(tmp_path, monkeypatch):
 
 def measured(batch, hidden, ours, theirs, training=False, kind="bfloat16", steps=512):
     case = {"dtype": "float32" if kind == "tf32" else kind, "training": training, "steps": steps}
-    case |= {"hidden_size": hidden, "batch": batch}
+    case |= {"hidden_size": hidden, "batch": batch, "kind": "step" if steps == 1 else "sequence"}
     results = {"rnnfast-cuda": {"median": ours}, "torch-rnn": {"median": theirs}}
     return {"kind": kind, "case": case, "results": results}
 
@@ -97,22 +96,40 @@ def test_crossover():
         *(measured(batch, 512, ours, 2, steps=32) for batch, ours in ((1, 1), (16, 1), (64, 3), (256, 1))),
         measured(1, 1024, 1, 2, steps=32),
         measured(1, 1024, 3, 2),
+        measured(1, 64, 1, 2, steps=1),
     ]
     for index, value in enumerate(cells):
         if value["results"]["rnnfast-cuda"]["median"] is None:
             cells[index]["results"]["rnnfast-cuda"] = {"status": "refused"}
-    found = [
-        eval(source.rstrip(","), {"Region": dispatch.Region, "UNBOUNDED": dispatch.UNBOUNDED})
-        for source in crossover.regions(dict(enumerate(cells)), "cuda")
+    assert crossover.rows(dict(enumerate(cells)), "cuda") == [
+        ("sequence", False, "bfloat16", 1, 64, 16, 512),
+        ("sequence", False, "bfloat16", 65, 128, 1, 512),
+        ("sequence", False, "bfloat16", 257, 512, 16, 32),
+        ("sequence", False, "bfloat16", 257, 512, 64, 512),
+        ("step", False, "bfloat16", 1, 64, 1, 1),
     ]
-    only = {"dtypes": frozenset({"bfloat16"}), "grad": False}
-    long, short = {"steps": (512, dispatch.UNBOUNDED)}, {"steps": (32, dispatch.UNBOUNDED)}
-    assert found == [
-        dispatch.Region("sequence", hidden_size=(1, 65), batch=(0, 17), **only, **long),
-        dispatch.Region("sequence", hidden_size=(65, 129), batch=(0, 2), **only, **long),
-        dispatch.Region("sequence", hidden_size=(257, 513), batch=(0, 17), **only, **short),
-        dispatch.Region("sequence", hidden_size=(257, 513), batch=(0, 65), **only, **long),
+
+
+def test_crossover_of_float32_needs_both_precisions():
+    cells = [measured(1, hidden, 1, 2, kind=kind) for hidden in (64, 128) for kind in ("tf32", "float32")]
+    assert crossover.rows(dict(enumerate(cells[:3])), "cuda") == [
+        ("sequence", False, "float32", 1, 64, 1, 512)
     ]
+    lost = measured(1, 64, 3, 2, kind="tf32")
+    assert crossover.rows(dict(enumerate([*cells[1:], lost])), "cuda") == [
+        ("sequence", False, "float32", 65, 128, 1, 512)
+    ]
+
+
+def test_the_tables_are_what_was_measured(tmp_path, monkeypatch, capsys):
+    root = crossover.TABLE.parents[1]
+    results = root / "bench" / "results" / "gpu-h100.json"
+    assert gpu_table.main([str(results)]) == 0
+    assert capsys.readouterr().out in (root / "README.md").read_text()
+    before = crossover.TABLE.read_text()
+    monkeypatch.setattr(crossover, "TABLE", tmp_path / "crossovers.py")
+    crossover.main([str(results), "--write"])
+    assert (tmp_path / "crossovers.py").read_text() == before
 
 
 def test_steps_and_table(capsys):

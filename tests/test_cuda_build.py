@@ -31,8 +31,9 @@ needs_nvcc = pytest.mark.skipif(nvcc.find() is None, reason="there is no nvcc")
 # Registers that a thread may take: a multiprocessor has 65536, and no thread more than 255. The first pattern
 # that matches a kernel's name counts.
 BUDGET = {
-    r"resident_\w+<MatrixEngine16<\w+, 256, 8>": 248,  # 256 threads, one block a multiprocessor
+    r"resident_\w+<MatrixEngine16<\w+, 256, 8>": 255,  # 256 threads, one block a multiprocessor
     r"resident_\w+<MatrixEngine16<\w+, 192, 6>": 224,  # 192 threads, one block
+    r"resident_\w+<MatrixEngine16<\w+, 128, 4>": 248,  # 128 threads, two blocks
     r"resident_\w+<FmaEngine<256, 1, ": 255,  # 256 threads, one block
     r"resident_\w+<FmaEngine<256, 2, ": 128,  # 512 threads, one block
     r"resident_\w+<FmaEngine<192, 1, ": 255,  # 192 threads, one block
@@ -77,10 +78,12 @@ def test_no_warnings():
 
 @needs_nvcc
 def test_no_kernel_spills_or_has_a_stack():
-    # The widest engines may put away a register or two once a step, in which they read up to 160 KB.
+    # Of the engines that fill all registers of a multiprocessor, some put away up to four in a step.
     for name, usage in kernels():
-        tolerated = 16 if re.search(r"FmaEngine<(192|256),", name) else 0
-        assert max(usage.spilled, usage.stack) <= tolerated, (name, usage)
+        if re.search(r"FmaEngine<(128, 2|192|256),", name):
+            assert usage.stack <= 16, (name, usage)
+        else:
+            assert usage.stack == usage.spilled == 0, (name, usage)
 
 
 @needs_nvcc
@@ -178,7 +181,9 @@ def test_inspect(name):
     for arch, dtype, tf32 in ((90, "fp32", False), (80, "fp32", True), (120, "bf16", True)):
         report = inspect.inspect(name, Options(arch, dtype, 100, tf32=tf32))
         assert report.spilled == 0
-        assert report.loop["matrix multiply" if tf32 else "fused multiply-add"] > 0
+        # One block multiplies float32 exactly, in TF32, too.
+        matrix = tf32 and not (dtype == "fp32" and name.startswith("resident"))
+        assert report.loop["matrix multiply" if matrix else "fused multiply-add"] > 0
         assert (report.floor is not None) == name.startswith("resident")
 
 

@@ -66,7 +66,7 @@ def inspect(name: str, options: Options) -> Report:
             "spills": f"{taken.local} bytes of local memory, {taken.stack} bytes of stack a thread",
         },
         loop=Counter({kind: count // steps for kind, count in code.loop.items()}),
-        loop_is="one step, with the code for padded layers" if steps == 2 else "a round of the main loop",
+        loop_is="one step" if steps == 2 else "a round of the main loop",
         floor=bound,
         spilled=taken.local + taken.stack,
         listings={"sass": listing},
@@ -84,7 +84,9 @@ def _find(name: str, options: Options, names: list[str]) -> tuple[str, str, Opti
     elif kind == "double":
         wanted = "nothing: sequences of float64 are left to other backends"
     elif name.startswith("resident"):
-        engine = r"FmaEngine<(\d+), \d>" if kind == "float" else rf"MatrixEngine16<{element}, (\d+), \d+>"
+        engine = (
+            r"FmaEngine<(\d+), \d, \d+>" if kind == "float" else rf"MatrixEngine16<{element}, (\d+), \d+>"
+        )
         act = rf", {options.nonlinearity.capitalize()}" if name.endswith("forward") else ""
         wanted = rf"{name}<{engine}{act}, false>"
     else:
@@ -116,7 +118,7 @@ def _width(name: str, kind: str, match: re.Match[str]) -> Optional[int]:
 
 
 def _warps(template: str) -> int:
-    match = re.search(r"Engine\w*<(?:\w+, )?(\d+), (\d+)>", template)
+    match = re.search(r"Engine\w*<(?:[a-z]\w*, )?(\d+), (\d+)", template)
     assert match is not None
     width, last = int(match[1]), int(match[2])
     return width * last // 32 if "FmaEngine" in template else last  # sequences of a block, or warps

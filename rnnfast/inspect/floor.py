@@ -2,8 +2,8 @@
 
 A step is a chain: the exchange of h through shared memory, the products of one warp, the activation, and the
 barriers between them. The model adds up the latencies of that chain, and takes the larger of what the matrix
-units and the shared memory need for the work itself. The latencies are those of an H100 as published or
-estimated, not measured by this project: use the result to compare kernels, not to promise times.
+units and the shared memory need for the work itself. The latencies are those of an H100, measured by
+`bench.gpu_latency` (bench/results/gpu-h100.json): use the result to compare kernels, not to promise times.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-CLOCK = 1.755e9  # Hz
-BARRIER = 30  # cycles
-SHARED_LATENCY = 33
-MATRIX_LATENCY = 33
-MATRIX_ISSUE = 6.5  # m16n8k16, each of the four units of a multiprocessor
+CLOCK = 1.98e9  # Hz
+BARRIER = 28  # cycles
+SHARED_LATENCY = 29
+MATRIX_LATENCY = 27
+MATRIX_ISSUE = 7  # m16n8k16, each of the four units of a multiprocessor
 SHARED_WIDTH = 128  # bytes a cycle
-ACTIVATION = {"relu": 8, "tanh_approx": 22, "tanh_exp": 60, "tanh": 100}
+ACTIVATION = {"relu": 8, "tanh_approx": 17, "tanh_exp": 59, "tanh": 63}
 
 
 def of_step(opcodes: Counter[str], warps: int, activation: str) -> str:
