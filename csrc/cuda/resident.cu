@@ -31,8 +31,9 @@ int start(const ResidentArgs<BackwardArgs>& all, uintptr_t stream) {
                 Grid::kIndependent, all);
 }
 
-// The narrowest engine that H fits. Up to 128 a warp has one block of 16 rows of W; beyond, two, since with twice the
-// warps all of them together would read twice as much of the state from shared memory.
+// The narrowest engine that H fits. Up to 64 a warp has one block of 16 rows of W; beyond, two, since with twice the
+// warps all of them together would read twice as much of the state from shared memory: for 128 units and 512 steps an
+// H100 took 134 us rather than 108.
 template <class T, class Args>
 int start_16(const Args& all, uintptr_t stream) {
   const int64_t H = all.args.walk.H;
@@ -42,8 +43,8 @@ int start_16(const Args& all, uintptr_t stream) {
   if (H <= 192) return start<MatrixEngine16<T, 192, 6>>(all, stream);
   return start<MatrixEngine16<T, 256, 8>>(all, stream);
 }
-// Of a lane's columns, 24 where H is 192 and 32 where it is 256, registers have so many; of W, shared memory has the
-// rest: 24 and 48 KB, 96 and 160 KB.
+// The last number is how many of a lane's columns, 24 or 32, are in registers. The rest of W is in shared memory: 24
+// and 48 KB, 96 and 160 KB.
 using OneOf192 = FmaEngine<192, 1, 20>;
 using TwoOf192 = FmaEngine<192, 2, 16>;
 using OneOf256 = FmaEngine<256, 1, 20>;

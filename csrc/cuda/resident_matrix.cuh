@@ -82,8 +82,8 @@ class MatrixEngine16 {
   }
   // The state of step i of the walk, as it is published and in words; `row` is that of sequence `stored()`.
   __device__ __forceinline__ void store(void* matrix, uint32_t row, int i, const State& state, const Words&) const {
-    // A lane gets kVector neighbours, of sequence g from unit kVector q on: stores of 4 bytes would keep the memory unit
-    // busy longer than all else in a step.
+    // A lane gets kVector neighbours, of sequence g from unit kVector q on: stores of 4 bytes would keep the memory
+    // unit busy longer than all else in a step.
     constexpr int kVector = 4 * kRows;
     const int pair = lane_ / 8 % (2 * kRows), corner = lane_ % 8;
     uint32_t words[4];
