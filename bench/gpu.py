@@ -7,9 +7,9 @@ it, what matters most first: `check`, every GPU backend against float64 with all
 many processes as there are cores, since Triton's compiler takes longer than everything else; `timing`, the
 backends and torch.nn.RNN (cuDNN) over layers of all sizes, dtypes and batches; `steps`, the same for single
 steps and torch.nn.RNNCell; `graphs`, capture in CUDA graphs and replay; `latency`, the parts of a step
-(`bench.gpu_latency`); `kernels`, the kernels that cuDNN chooses; `sanitizer`, NVIDIA's compute-sanitizer over
-short runs of the kernels that use shared memory. `--parts` chooses among them. Without a GPU every part is
-skipped, and the file says so.
+(`bench.gpu_latency`); `peaks`, copies and large products; `kernels`, the kernels that cuDNN chooses;
+`sanitizer`, NVIDIA's compute-sanitizer over short runs of the kernels that use shared memory. `--parts`
+chooses among them. Without a GPU every part is skipped, and the file says so.
 
 DIR/PART.json is written as a part goes, so that a part that is stopped keeps what it has; DIR/gpu.json has
 all of them, with device, driver, versions and commit, and a table is printed last. Nothing but torch and
@@ -36,6 +36,7 @@ import torch
 
 from bench import environment, gpu_graphs, gpu_latency, gpu_table
 from bench.gpu_check import BACKENDS, HIDDEN, KINDS, Put, check
+from bench.gpu_peaks import peaks
 from bench.gpu_timing import steps, timing
 
 SECONDS = {
@@ -44,6 +45,7 @@ SECONDS = {
     "steps": 40,
     "graphs": 20,
     "latency": 30,
+    "peaks": 20,
     "kernels": 30,
     "sanitizer": 90,
 }
@@ -113,6 +115,7 @@ PARTS: dict[str, Callable[[Put], None]] = {
     "steps": steps,
     "graphs": lambda put: gpu_graphs.graphs(put, BACKENDS),
     "latency": latency,
+    "peaks": peaks,
     "kernels": gpu_graphs.kernels,
     "sanitizer": sanitizer,
 }

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from bench import crossover, gpu, gpu_check, gpu_table, gpu_timing
+from bench import crossover, gpu, gpu_check, gpu_peaks, gpu_table, gpu_timing
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +163,11 @@ def test_needs_nothing_but_torch():
     program = f"import sys; sys.modules.update(dict.fromkeys({others!r})); import bench.gpu, bench.crossover"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_peaks():
+    found = collect(gpu_peaks.peaks, copied=1000, side=50, clock=lambda call: call() is not None and 2e-6)
+    assert found["copy"] == {"status": "timed", "GB/s": 1.0}
+    assert {kind: found[kind]["TFLOP/s"] for kind in gpu_check.KINDS} == {
+        kind: pytest.approx(0.125) for kind in gpu_check.KINDS
+    }
