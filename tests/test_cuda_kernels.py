@@ -319,6 +319,21 @@ def test_devices(seen_by_torch, count, capability, reason, monkeypatch):
     assert cuda.CudaBackend().unavailable() == reason
     if reason is None:
         assert cuda.CudaBackend().details() == "compute capability 8.0, 100 multiprocessors"
+        assert not cuda.CudaBackend().measured()
+
+
+def test_auto_takes_what_was_measured_on_the_device_that_it_was_measured_on(monkeypatch):
+    problem = Problem("sequence", "cuda", "bfloat16", input_size=64, hidden_size=128, batch=16, steps=100)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, chosen in ((90, "cuda"), (80, "aten")):
+        native = SimpleNamespace(
+            device_count=lambda: 1,
+            current_device=lambda c=capability: (c, 100, 0),
+            resident_limit=lambda dtype: 256,
+            grid_limit=lambda dtype, tf32: 2048,
+        )
+        monkeypatch.setattr(cuda, "native", native)
+        assert dispatch.choose(problem) == chosen
 
 
 class Failing:

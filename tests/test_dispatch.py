@@ -59,6 +59,9 @@ def test_auto_waits_for_a_measurement(monkeypatch):
     here = dispatch.Region("sequence", grad=False, batch=(1, 3), steps=(3, 4))
     monkeypatch.setattr(dispatch, "FASTER", {first: (here,)})
     assert dispatch.choose(PROBLEM) == first
+    with monkeypatch.context() as other_device:
+        other_device.setattr(dispatch.get(first), "measured", lambda: False)
+        assert dispatch.choose(PROBLEM) != first
     monkeypatch.setattr(dispatch, "FASTER", {first: ()})
     assert dispatch.choose(PROBLEM) != first
     others = rnnfast.explain(rnnfast.RNN(4, 8), torch.zeros(3, 2, 4)).others
