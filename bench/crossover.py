@@ -1,12 +1,13 @@
 """Dispatch's table of where a GPU backend is ahead, from what `bench.gpu` measured:
 
-    python -m bench.crossover DIR/gpu.json [--backend cuda] [--write]
+    python -m bench.crossover DIR/gpu.json ... [--backend cuda] [--write]
 
 prints the rows of `rnnfast/crossovers.py`, or writes that file. A row covers steps or sequences, forward or
 training, one dtype, one measured hidden size and those under it down to the next, batches up to the largest
 one at and under which every measured cell was won or lost by less than 3%, and as many steps as the cells
 had, or more. Where shorter sequences were won, too, longer ones of larger batches may have a row of their
-own. float32 counts where it was measured and won with TF32 and without. Nothing is claimed beyond what was
+own. float32 counts where it was measured and won with TF32 and without. Of several
+files, from several devices, a cell counts as won if it was lost in none. Nothing is claimed beyond what was
 measured: not for larger batches or layers, nor for fewer steps.
 """
 
@@ -15,7 +16,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bench.store import read
 
@@ -24,7 +27,7 @@ THEIRS = "torch-rnn"
 TABLE = Path(__file__).parents[1] / "rnnfast" / "crossovers.py"
 
 
-def rows(cells: dict[str, dict], backend: str) -> list[tuple]:
+def rows(cells: Mapping[Any, dict], backend: str) -> list[tuple]:
     """(kind, training, dtype, least and largest hidden size, largest batch, fewest steps) of each region."""
     ahead: dict[tuple, dict[int, bool]] = defaultdict(dict)  # by all of a row but for its batch
     precisions = defaultdict(set)
@@ -61,21 +64,25 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "python -m bench.crossover", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("json", type=Path)
+    parser.add_argument("json", type=Path, nargs="+")
     parser.add_argument("--backend", default="cuda")
     parser.add_argument("--write", action="store_true", help="write rnnfast/crossovers.py")
     options = parser.parse_args(arguments)
-    data = read(options.json)
-    gpu, commit = data["environment"]["gpu"], data["environment"]["commit"]
+    runs = [read(path) for path in options.json]
+    sources = [f"{run['environment']['gpu']}, commit {run['environment']['commit']}" for run in runs]
+    parts = [part for run in runs for part in (run["timing"], run["steps"])]
+    cells = {(i, key): cell for i, part in enumerate(parts) for key, cell in part.items()}
     lines = [
-        f'"""Where the {options.backend} backend was measured to be ahead of cuDNN: {gpu}, commit {commit}.',
+        f'"""Where the {options.backend} backend was measured to be ahead of cuDNN:',
+        "",
+        *(f"- {source}" for source in sources),
         "",
         "Written by `python -m bench.crossover`, which says what a row is.",
         '"""',
         "",
         "# kind, training, dtype, least and largest hidden size, largest batch, fewest steps",
         f"{options.backend.upper()} = (",
-        *(f"    {row}," for row in rows({**data["timing"], **data["steps"]}, options.backend)),
+        *(f"    {row}," for row in rows(cells, options.backend)),
         ")",
     ]
     text = "\n".join(lines).replace("'", '"') + "\n"

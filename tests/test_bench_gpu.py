@@ -121,14 +121,29 @@ def test_crossover_of_float32_needs_both_precisions():
     ]
 
 
+def test_crossover_of_several_devices(tmp_path, monkeypatch):
+    """Won on both up to a batch of 1; the second device has no batch of 64."""
+    files = []
+    for name, ours in (("a", (1, 1, 1)), ("b", (1, 3))):
+        cells = {str(b): measured(b, 64, t, 2) for b, t in zip((1, 16, 64), ours, strict=False)}
+        files.append(tmp_path / f"{name}.json")
+        environment = {"gpu": name, "commit": "c"}
+        files[-1].write_text(json.dumps({"environment": environment, "timing": cells, "steps": {}}))
+    monkeypatch.setattr(crossover, "TABLE", tmp_path / "crossovers.py")
+    crossover.main([*map(str, files), "--write"])
+    found: dict = {}
+    exec((tmp_path / "crossovers.py").read_text(), found)
+    assert found["CUDA"] == (("sequence", False, "bfloat16", 1, 64, 1, 512),)
+
+
 def test_the_tables_are_what_was_measured(tmp_path, monkeypatch, capsys):
     root = crossover.TABLE.parents[1]
-    results = root / "bench" / "results" / "gpu-h100.json"
-    assert gpu_table.main([str(results)]) == 0
+    results = [root / "bench" / "results" / name for name in ("gpu-h100.json", "gpu-h200.json")]
+    assert gpu_table.main([str(results[0])]) == 0
     assert capsys.readouterr().out in (root / "README.md").read_text()
     before = crossover.TABLE.read_text()
     monkeypatch.setattr(crossover, "TABLE", tmp_path / "crossovers.py")
-    crossover.main([str(results), "--write"])
+    crossover.main([*map(str, results), "--write"])
     assert (tmp_path / "crossovers.py").read_text() == before
 
 
