@@ -4,15 +4,13 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Optional
+from typing import Optional, Union
 
-import torch
-
-from bench import recurrence, roofline
+from bench import gpu_roofline, recurrence, roofline
 from bench.inputs import Inputs, make_inputs, wrong
-from bench.peers.base import Peer
+from bench.peers.base import Peer, Prepared
 from bench.shapes import Case
 from bench.timing import Budget, alternate
 
@@ -20,27 +18,31 @@ METER = "FMA peak"  # takes turns with the contenders
 
 
 def measure(
-    case: Case, peers: Mapping[str, Peer], budget: Budget, machine: Optional[roofline.Machine] = None
+    case: Case,
+    peers: Mapping[str, Peer],
+    budget: Budget,
+    machine: Optional[Union[roofline.Machine, gpu_roofline.Gpu]] = None,
 ) -> dict:
     """The cell as it goes into the JSON file (see `bench.store`)."""
     results: dict[str, dict] = {}
-    calls: dict[str, Callable[[], object]] = {}
+    right: dict[str, Prepared] = {}
     inputs = make_inputs(case)
     for name, peer in peers.items():
-        results[name], call = check(case, peer, inputs)
-        if call is not None:
-            calls[name] = call
+        results[name], prepared = check(case, peer, inputs)
+        if prepared is not None:
+            right[name] = prepared
 
     bound = None
-    synchronize = torch.cuda.synchronize if case.device == "cuda" else lambda: None
-    if machine and calls and case.device == "cpu":
+    calls = {name: prepared.call for name, prepared in right.items()}
+    if isinstance(machine, roofline.Machine) and calls:
         meter = roofline.PeakMeter(case.threads, case.dtype)
-        timed = alternate({**calls, METER: meter}, budget, synchronize=synchronize)
+        timed = alternate({**calls, METER: meter}, budget)
         del timed[METER]
         machine = replace(machine, fma_peak=meter.peak)
         bound = roofline.bound(case, machine)
     else:
-        timed = alternate(calls, budget, synchronize=synchronize) if calls else {}
+        timed = alternate(calls, budget, wait=lambda name, last: right[name].wait(last)) if calls else {}
+        bound = machine.bound(case) if isinstance(machine, gpu_roofline.Gpu) else None
     for name, measured in timed.items():
         results[name].update(vars(measured), gflops=case.flops / measured.median / 1e9)
         if bound:
@@ -48,9 +50,9 @@ def measure(
 
     cell = {"case": case.to_dict(), "flops": case.flops, "results": results}
     if bound:
-        cell.update(
-            bytes=bound.bytes, bound=bound.name, bound_seconds=bound.seconds, fma_peak=machine.fma_peak
-        )
+        cell.update(bytes=bound.bytes, bound=bound.name, bound_seconds=bound.seconds)
+    if isinstance(machine, roofline.Machine) and bound:
+        cell["fma_peak"] = machine.fma_peak
     if machine and recurrence.applies(case):
         seconds, peak = recurrence.measure(case, budget.seconds)
         flops = recurrence.flops(case)
@@ -58,12 +60,11 @@ def measure(
     return cell
 
 
-def check(case: Case, peer: Peer, inputs: Inputs) -> tuple[dict, Optional[Callable[[], object]]]:
+def check(case: Case, peer: Peer, inputs: Inputs) -> tuple[dict, Optional[Prepared]]:
     """The start of a result, and what to time: None unless the contender computes the right thing."""
-    for status, reason in (("unavailable", peer.available), ("refused", lambda: peer.refuses(case))):
-        why = reason()
-        if why is not None:
-            return {"status": status, "reason": why}, None
+    excluded = peer.excluded(case)
+    if excluded is not None:
+        return dict(zip(("status", "reason"), excluded, strict=True)), None
     try:
         prepared = peer.prepare(case, inputs)
         output, gradients = prepared.unpack(prepared.call())
@@ -72,4 +73,4 @@ def check(case: Case, peer: Peer, inputs: Inputs) -> tuple[dict, Optional[Callab
     why = wrong(case, output, gradients)
     if why is not None:
         return {"status": "wrong", "reason": why}, None
-    return {"status": "timed", "compile_seconds": prepared.compile_seconds}, prepared.call
+    return {"status": "timed", "compile_seconds": prepared.compile_seconds}, prepared

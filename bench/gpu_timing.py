@@ -76,20 +76,25 @@ def time_cells(
 ) -> None:
     """Each cell as named by kind, steps, batch, hidden size and mode: contenders are checked, then timed."""
     contenders = [*map(Rnnfast, backends), TorchRNN()]
+
+    def wait(name: str, result: object) -> None:
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    on_gpu = cells[0][1].device == "cuda"
     for kind, case in progress(cells, part):
         results: dict[str, dict] = {}
         calls: dict[str, Callable[[], object]] = {}
         short = replace(case, steps=min(case.steps, STEPS_CHECKED))
         few_inputs = make_inputs(short)
         inputs = lengthened(few_inputs, case)
-        on_gpu = case.device == "cuda"
         with products(KINDS[kind][1]):
             for peer in contenders:
                 # cuDNN's TF32 is as inexact as ours, which bench.inputs does not provide for: `check` does.
-                results[peer.name], call = (
+                results[peer.name], prepared = (
                     cell.check(short, peer, few_inputs) if kind != "tf32" else ({"status": "timed"}, peer)
                 )
-                if call is None:
+                if prepared is None:
                     continue
                 try:
                     calls[peer.name] = peer.prepare(case, inputs).call
@@ -100,7 +105,7 @@ def time_cells(
             timed = alternate(
                 calls,
                 Budget(seconds=seconds, min_rounds=3),
-                synchronize=torch.cuda.synchronize if on_gpu else lambda: None,
+                wait=wait,
                 clock=gpu_graphs.device_clock() if on_gpu else time.perf_counter,
             )
         for name, measured in timed.items():

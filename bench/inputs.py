@@ -77,10 +77,15 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
 
 @lru_cache(maxsize=2)
 def expected(case: Case) -> Expected:
-    """The same problem by `rnnfast.reference` in float64 (from the same rounded inputs)."""
+    """The same problem by `rnnfast.reference` in float64 (from the same rounded inputs), in torch's operators
+    on the case's device: a GPU case would take a CPU minutes."""
     inputs = make_inputs(case)
-    doubles = {name: p.double().requires_grad_(case.training) for name, p in inputs.parameters.items()}
-    wide = Inputs(inputs.x.double(), inputs.h0.double(), doubles, inputs.lengths, inputs.grad_output.double())
+
+    def wide_(tensor: Tensor) -> Tensor:
+        return tensor.to(case.device, torch.float64)
+
+    doubles = {name: wide_(p).requires_grad_(case.training) for name, p in inputs.parameters.items()}
+    wide = Inputs(wide_(inputs.x), wide_(inputs.h0), doubles, inputs.lengths, wide_(inputs.grad_output))
     output = wide.x
     for layer in range(case.layers):
         sides = []
@@ -143,7 +148,7 @@ def wrong(case: Case, output: Tensor, gradients: list[Tensor]) -> Optional[str]:
 def _off(name: str, got: Tensor, want: Tensor, bound: float) -> Optional[str]:
     if tuple(got.shape) != tuple(want.shape):
         return f"{name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}"
-    error = float((got.double().cpu() - want).abs().max() / want.abs().max().clamp_min(1e-300))
+    error = float((got.to(want) - want).abs().max() / want.abs().max().clamp_min(1e-300))
     # Not `error > bound`: that is false for NaN.
     return (
         None

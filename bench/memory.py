@@ -51,9 +51,9 @@ def main(name: str, threads: int) -> int:
 
     torch.set_num_threads(threads)
     peer = PEERS[name]
-    why = peer.available() or peer.refuses(CASE)
-    if why:
-        print(why, file=sys.stderr)
+    excluded = peer.excluded(CASE)
+    if excluded:
+        print(excluded[1], file=sys.stderr)
         return 1
     tiny = Case(2, 2, 8, 8, training=True, threads=threads)
     peer.prepare(tiny, make_inputs(tiny)).call()

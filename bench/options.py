@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bench.peers import PEERS, default_peers
+from bench.peers import PEERS
 from bench.shapes import SUITES
 
 
@@ -17,8 +17,8 @@ def parser() -> argparse.ArgumentParser:
     add("--suite", choices=SUITES, default="core", help="which cases (default: core)")
     add("--quick", dest="suite", action="store_const", const="quick", help="short for --suite quick")
     names = ", ".join(PEERS)
-    usual = "all that are installed but rnnfast-eager"
-    add("--peers", nargs="+", choices=PEERS, default=default_peers(), metavar="NAME",
+    usual = "all that are installed and run on the suite's device, but rnnfast-eager"
+    add("--peers", nargs="+", choices=PEERS, default=[], metavar="NAME",
         help=f"contenders, of {names} (default: {usual})")  # fmt: skip
     add("--threads", nargs="+", type=int, default=[], metavar="N",
         help="run every case with these thread counts instead of its own")  # fmt: skip

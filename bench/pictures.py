@@ -5,7 +5,7 @@ draw.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -15,10 +15,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.colors import LogNorm
 
-from bench import roofline, table
+from bench import table
 from bench.shapes import Case
 
 Cells = dict[str, dict]
+Pairs = list[tuple[Case, dict]]  # a case and its cell
 COLOURS = {
     "rnnfast": "black",
     "torch-rnn": "C0",
@@ -26,33 +27,41 @@ COLOURS = {
     "openvino": "C2",
     "jax-scan": "C3",
     "torch-cell-loop": "C4",
+    "flaggems": "C5",
+    "xma": "C6",
 }
 MODES = ("forward", "training")
+# What is drawn: device, dtype, and how the names of the pictures begin.
+KINDS = (
+    ("cpu", "float32", ""),
+    ("cuda", "float32", "gpu-float32-"),
+    ("cuda", "bfloat16", "gpu-bfloat16-"),
+)
 
 
 def draw_all(cells: Cells, memory: dict, run: dict, folder: Path) -> Iterable[Path]:
     """Draws into `folder`; yields the paths."""
-    drawings: dict[str, Callable[[], Any]] = {
-        "ratio.png": lambda: ratio_map(cells),
-        "hidden.png": lambda: against_hidden(cells, run["roofline"]),
-        "scaling.png": lambda: scaling(cells),
-        "memory.png": lambda: memory_bars(memory),
-    }
+    drawings: dict[str, Callable[[], Any]] = {"memory.png": lambda: memory_bars(memory)}
+    for device, dtype, start in KINDS:
+        pairs = [(Case(**cell["case"]), cell) for cell in cells.values()]
+        plain = [(case, cell) for case, cell in pairs if _plain(case, device, dtype)]
+        for name, draw in (("ratio", ratio_map), ("hidden", against_hidden), ("scaling", scaling)):
+            drawings[f"{start}{name}.png"] = partial(draw, plain)
     for name, draw in drawings.items():
         figure = draw()
         if figure is not None:
-            figure.suptitle(
-                f"{run['environment']['cpu']}, commit {run['environment']['commit']}", fontsize=7, y=0.995
-            )
+            here = run["environment"]
+            where = here["gpu"] if name.startswith("gpu") else here["cpu"]
+            figure.suptitle(f"{where}, commit {here['commit']}", fontsize=7, y=0.995)
             figure.tight_layout()
             figure.savefig(folder / name, dpi=120)
             plt.close(figure)
             yield folder / name
 
 
-def ratio_map(cells: Cells) -> Any:
+def ratio_map(plain: Pairs) -> Any:
     """Heat map over B x H: the best peer's time over ours. Blue: we are faster; red: we lose."""
-    plane = _plane(cells)
+    plane = _plane(plain)
     if not plane:
         return None
     batches = sorted({batch for _, batch, _ in plane})
@@ -77,45 +86,47 @@ def ratio_map(cells: Cells) -> Any:
     return figure
 
 
-def against_hidden(cells: Cells, machines: dict) -> Any:
+def against_hidden(plain: Pairs) -> Any:
     """Microseconds per step against H at B = 1 and 32, with the roofline's floor."""
-    plane = _plane(cells)
+    plane = _plane(plain)
     if not plane:
         return None
     figure, axes = plt.subplots(1, 4, figsize=(15, 4))
     for axis, (mode, batch) in zip(axes, [(m, b) for m in MODES for b in (1, 32)], strict=True):
         chosen = [pair for key, pair in plane.items() if key[:2] == (mode, batch)]
         _lines(axis, chosen, lambda case: case.hidden_size)
-        if chosen and "2" in machines:
-            peaks = roofline.Machine(**machines["2"])
-            floor = sorted(
-                (c.hidden_size, roofline.bound(c, peaks).seconds / c.steps * 1e6) for c, _ in chosen
-            )
+        floor = sorted(
+            (case.hidden_size, cell["bound_seconds"] / case.steps * 1e6)
+            for case, cell in chosen
+            if "bound_seconds" in cell
+        )
+        if floor:
             axis.plot(*zip(*floor, strict=True), "k:", label="floor")
         axis.set(title=f"B = {batch}, {mode}", xlabel="H (= I)", ylabel="us per step")
         _legend(axis)
     return figure
 
 
-def scaling(cells: Cells) -> Any:
+def scaling(plain: Pairs) -> Any:
     """Microseconds per step against T, and the gain of two threads over one against H."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
-    pairs = [(Case(**c["case"]), c) for c in cells.values()]
-    by_steps = [pair for pair in pairs if pair[0] == replace(Case(100, 32, 256, 256), steps=pair[0].steps)]
+    by_steps = [pair for pair in plain if _at(pair[0]) == (32, 256, 2, "forward")]
     drawn = _lines(axes[0], by_steps, lambda case: case.steps)
     axes[0].set(title="B = 32, H = 256, forward", xlabel="T", ylabel="us per step")
     _legend(axes[0])
+    by_threads = False
     for batch in (1, 32):
         for name, style in ((table.OURS, "-"), (table.TORCH, "--")):
-            gains = sorted(_thread_gains(pairs, batch, name))
+            gains = sorted(_thread_gains(plain, batch, name))
             if gains:
-                drawn = True
+                drawn = by_threads = True
                 axes[1].semilogx(
                     *zip(*gains, strict=True), style, marker="o", ms=3, label=f"{name}, B = {batch}"
                 )
                 _ticks(axes[1], {hidden for hidden, _ in gains})
     axes[1].set(title="two threads over one, forward, T = 100", xlabel="H (= I)", ylabel="times as fast")
     axes[1].axhline(1, color="grey", lw=0.5)
+    axes[1].set_visible(by_threads)
     _legend(axes[1])
     return figure if drawn else None
 
@@ -135,21 +146,23 @@ def memory_bars(memory: dict) -> Any:
     return figure
 
 
-def _plain(case: Case) -> bool:
-    kinds = (case.kind, case.layout, case.dtype, case.nonlinearity, case.device)
-    return kinds == ("sequence", "dense", "float32", "tanh", "cpu") and case.input_size == case.hidden_size
+def _plain(case: Case, device: str, dtype: str) -> bool:
+    kinds = (case.kind, case.layout, case.nonlinearity, case.device, case.dtype)
+    return kinds == ("sequence", "dense", "tanh", device, dtype) and case.input_size == case.hidden_size
 
 
-def _plane(cells: Cells) -> dict[tuple[str, int, int], tuple[Case, dict]]:
+def _at(case: Case) -> tuple[int, int, int, str]:
+    return case.batch, case.hidden_size, case.threads, case.mode
+
+
+def _plane(plain: Pairs) -> dict[tuple[str, int, int], tuple[Case, dict]]:
     """The B x H plane by (mode, B, H): T = 100, or 35 where that is all there is."""
-    pairs = [(Case(**cell["case"]), cell) for cell in cells.values()]
-    chosen = [(case, cell) for case, cell in pairs if _plain(case) and case.threads == 2]
-    chosen = [(case, cell) for case, cell in chosen if case.steps in (35, 100)]
+    chosen = [(case, cell) for case, cell in plain if case.threads == 2 and case.steps in (35, 100)]
     chosen.sort(key=lambda pair: pair[0].steps)
     return {(case.mode, case.batch, case.hidden_size): (case, cell) for case, cell in chosen}
 
 
-def _lines(axis: Any, chosen: list[tuple[Case, dict]], x: Callable[[Case], int]) -> bool:
+def _lines(axis: Any, chosen: Pairs, x: Callable[[Case], int]) -> bool:
     """One line per contender, both axes logarithmic; whether there was any."""
     names = [name for name in COLOURS if any(table.timed(cell, name) for _, cell in chosen)]
     for name in names:
@@ -172,10 +185,10 @@ def _legend(axis: Any) -> None:
         axis.legend(fontsize=7)
 
 
-def _thread_gains(pairs: list[tuple[Case, dict]], batch: int, name: str) -> Iterable[tuple[int, float]]:
+def _thread_gains(plain: Pairs, batch: int, name: str) -> Iterable[tuple[int, float]]:
     times: dict[tuple[int, int], Optional[float]] = {}
-    for case, cell in pairs:
-        if _plain(case) and case.batch == batch and case.steps == 100 and not case.training:
+    for case, cell in plain:
+        if case.batch == batch and case.steps == 100 and not case.training:
             times[case.hidden_size, case.threads] = table.per_step(cell, name)
     for (hidden, threads), one in times.items():
         two = times.get((hidden, 2))

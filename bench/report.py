@@ -1,8 +1,8 @@
 """From JSON files to the README and to pictures: `python -m bench.report FILE [FILE ...]`.
 
 Writes the table of the first file's cells between the markers of the README, and nothing else in it, and
-four pictures. The table has every dense float32 cell of the core shapes, those we lose included; pictures
-take all files' cells.
+pictures. The table has every dense float32 cell of the core shapes, those we lose included, and is left as it
+is where the file has none of them (one of a GPU, say); pictures take all files' cells.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def main(arguments: list[str]) -> int:
                 f"{path} was measured on another machine than {options.files[0]}: pictures can't show both"
             )
 
-    text = options.readme.read_text()
-    options.readme.write_text(between_markers(text, markdown(runs[0])))
-    print(options.readme)
+    if any(case.key in runs[0]["cells"] for case in core()):
+        text = options.readme.read_text()
+        options.readme.write_text(between_markers(text, markdown(runs[0])))
+        print(options.readme)
 
     from bench import pictures  # matplotlib is an optional extra
 

@@ -108,7 +108,8 @@ def measure(threads: int, seconds: float = 0.3) -> Machine:
     )
 
 
-def bound(case: Case, machine: Machine) -> Bound:
+def traffic(case: Case) -> tuple[float, float, float]:
+    """Bytes: of the parameters; of all that a call reads or writes, once a pass; of W_hh at every step."""
     item = BYTES[case.dtype]
     T, H, D = case.steps, case.hidden_size, case.directions
     weights, streams, recurrent = 0.0, 0.0, 0.0
@@ -121,13 +122,16 @@ def bound(case: Case, machine: Machine) -> Bound:
             per_row += width if layer > 0 else 0  # the gradient of the layer below out
         streams += D * case.rows * per_row * item
         recurrent += D * T * H * H * item * (2 if case.training else 1)
-    streams += weights * (2 if case.training else 1)
+    return weights, streams + weights * (2 if case.training else 1), recurrent
 
-    w_level = machine.level(H * H * item)
+
+def bound(case: Case, machine: Machine) -> Bound:
+    weights, streams, recurrent = traffic(case)
+    w_level = machine.level(case.hidden_size**2 * BYTES[case.dtype])
     s_level = machine.level(weights + streams)
     w_time = recurrent / machine.bandwidth[w_level]
     s_time = streams / machine.bandwidth[s_level]
-    chain = T * case.layers * machine.step_latency * (2 if case.training else 1)
+    chain = case.steps * case.layers * machine.step_latency * (2 if case.training else 1)
     bounds = {
         "arithmetic": case.flops / machine.fma_peak,
         (w_level if w_time >= s_time else s_level): w_time + s_time,

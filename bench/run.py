@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from bench import environment, memory, recurrence, roofline, table, targets
 from bench.options import parser
-from bench.peers import OURS, PEERS
+from bench.peers import OURS, PEERS, default_peers
 from bench.shapes import Case, select
 from bench.store import Store
 from bench.worker import environment_for
@@ -31,8 +31,10 @@ def main(arguments: list[str]) -> int:
     cases = select(options.suite, options.threads, options.filter)
     if not cases:
         parser().error(f"no case of suite {options.suite} has all of the words {options.filter!r}")
-    if options.suite == "gpu" and not torch.cuda.is_available():
+    device = cases[0].device  # a suite has one
+    if device == "cuda" and not torch.cuda.is_available():
         parser().error("the suite gpu needs a CUDA device, and torch sees none")
+    options.peers = options.peers or default_peers(device)
     path = Path(options.json)
     try:
         Store.begin(path, environment.describe())
@@ -68,7 +70,7 @@ def _worker(options: argparse.Namespace, threads: int) -> list[str]:
 def _measure_memory(store: Store, names: list[str]) -> None:
     if memory.unavailable():
         return
-    able = [n for n in names if PEERS[n].available() is None and PEERS[n].refuses(memory.CASE) is None]
+    able = [name for name in names if PEERS[name].excluded(memory.CASE) is None]
     for name in tqdm(able, desc="memory", unit="process", disable=None):
         if name not in store.data["memory"]:
             threads = memory.CASE.threads
@@ -79,16 +81,10 @@ def summary(data: dict, cells: dict[str, dict], with_targets: bool) -> str:
     """Everything a run prints at its end."""
     blocks = [table.render(table.HEADER, (table.row(key, cell) for key, cell in cells.items()))]
     blocks += ["\n".join(table.problems(cells)), "\n".join(table.compile_times(cells))]
-    for threads, machine in data["roofline"].items():
-        rates = ", ".join(f"{level} {rate / 1e9:.0f}" for level, rate in machine["bandwidth"].items())
-        peak, step = machine["fma_peak"] / 1e9, machine["step_latency"] * 1e9
-        blocks.append(
-            f"measured peaks, {threads} thread(s): {peak:.0f} GF/s FMA; reading, GB/s: {rates}; "
-            f"a step of nothing {step:.0f} ns"
-        )
+    blocks += [_peaks(where, machine) for where, machine in data["roofline"].items()]
     if not data["roofline"]:
         blocks.append(str(roofline.unavailable()))
-    if recurrence.unavailable():
+    if "gpu" not in data["roofline"] and recurrence.unavailable():
         blocks.append(str(recurrence.unavailable()))
     if data["memory"]:
         lines = [
@@ -99,6 +95,21 @@ def summary(data: dict, cells: dict[str, dict], with_targets: bool) -> str:
     if with_targets:
         blocks.append(table.render(("target", "wanted", "measured", ""), targets.check(data)))
     return "\n\n".join(block for block in blocks if block)
+
+
+def _peaks(where: str, machine: dict) -> str:
+    step = f"a step of nothing {machine['step_latency'] * 1e9:.0f} ns"
+    if where == "gpu":
+        rates = ", ".join(f"{dtype} {rate / 1e12:.0f}" for dtype, rate in machine["products"].items())
+        exchange = machine["exchange"]
+        between = "not measured: no nvcc" if exchange is None else f"{exchange * 1e9:.0f} ns"
+        return (
+            f"measured peaks: copies {machine['bandwidth'] / 1e9:.0f} GB/s; products, TFLOP/s: {rates}; "
+            f"{step}; two multiprocessors exchange data: {between}"
+        )
+    rates = ", ".join(f"{level} {rate / 1e9:.0f}" for level, rate in machine["bandwidth"].items())
+    peak = machine["fma_peak"] / 1e9
+    return f"measured peaks, {where} thread(s): {peak:.0f} GF/s FMA; reading, GB/s: {rates}; {step}"
 
 
 def _mebibytes(found: dict, kind: str) -> str:

@@ -14,7 +14,9 @@ hour:
   there.
 
 `core` is the ten shapes for which the project has set itself targets, and the single steps. `quick` is a
-part of `core` for a first look. `gpu` is `core` on a CUDA device.
+part of `core` for a first look. `gpu`, on a CUDA device, is a B x H plane at T = 100 in float32 (exact, no
+TF32) and bfloat16, and a few points for T, I, activation, layout and single steps; `bench.gpu` times our own
+kernels against cuDNN over more sizes and with TF32.
 """
 
 from __future__ import annotations
@@ -155,7 +157,13 @@ def cpu() -> list[Case]:
 
 
 def gpu() -> list[Case]:
-    return [replace(case, device="cuda") for case in core()]
+    plane = [_square(B, H) for B in (1, 32, 256) for H in (64, 128, 256, 512, 1024)]
+    steps_axis = [_square(32, H, T) for H in (256, 512) for T in (35, 1000)]
+    others = [Case(35, 32, 28, 256), _square(32, 256, nonlinearity="relu")]
+    others += [_square(32, 256, layout=layout) for layout in ("packed", "bidirectional")]
+    single = [Case(1, B, H, H, kind="step") for B, H in [(1, 64), (32, 256), (256, 1024)]]
+    cases = _both_modes(plane + steps_axis + others + single)
+    return [replace(c, device="cuda", dtype=dtype) for c in cases for dtype in ("bfloat16", "float32")]
 
 
 SUITES = {"core": core, "quick": quick, "cpu": cpu, "gpu": gpu}
@@ -164,7 +172,7 @@ BUDGETS = {
     "core": Budget(seconds=1.0, min_rounds=7),
     "quick": Budget(seconds=0.1, min_rounds=3),
     "cpu": Budget(seconds=0.25, min_rounds=5),
-    "gpu": Budget(seconds=0.5),
+    "gpu": Budget(seconds=0.2),
 }
 
 

@@ -27,13 +27,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("name", default_peers())
+@pytest.mark.parametrize("name", default_peers(CASES[0].device))
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
 def test_speed(benchmark: Any, case: Case, name: str) -> None:
-    result, call = cell.check(case, PEERS[name], make_inputs(case))
+    result, prepared = cell.check(case, PEERS[name], make_inputs(case))
     if result["status"] in ("unavailable", "refused"):
         pytest.skip(result["reason"])
-    assert call is not None, f"{result['status']}: {result['reason']}"
+    assert prepared is not None, f"{result['status']}: {result['reason']}"
     benchmark.group = case.key
     benchmark.name = f"{name} {case.key}"
     benchmark.extra_info.update(
@@ -45,4 +45,4 @@ def test_speed(benchmark: Any, case: Case, name: str) -> None:
         commit=HERE["commit"],
         compile_seconds=result["compile_seconds"],
     )
-    benchmark(call)
+    benchmark(prepared.call if case.device == "cpu" else prepared.complete)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 Call = Callable[[], object]
+Wait = Callable[[str, object], object]
 Clock = Callable[[], float]
 
 
@@ -49,17 +50,20 @@ def alternate(
     contenders: Mapping[str, Call],
     budget: Budget = Budget(),
     *,
-    synchronize: Call = lambda: None,
+    wait: Wait = lambda name, result: None,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Measurement]:
-    """Time the contenders against each other; `synchronize` waits for an asynchronous device.
+    """Time the contenders against each other.
+
+    `wait` is told who ran and what the last call of a batch returned, and waits until an asynchronous device
+    has done it all.
 
     Raises whatever a contender raises, and ValueError when there is nobody to time.
     """
     if not contenders:
         raise ValueError("alternate() needs at least one contender")
     with _no_garbage_collection():
-        cost = {name: _warm_up(call, budget, synchronize, clock) for name, call in contenders.items()}
+        cost = {name: _warm_up(name, call, budget, wait, clock) for name, call in contenders.items()}
         calls = {name: max(1, math.ceil(budget.turn / cost[name])) for name in contenders}
         settling = {name: _settling_calls(cost[name], budget) for name in contenders}
         per_round = sum(cost[name] * (calls[name] + settling[name]) for name in contenders)
@@ -72,26 +76,27 @@ def alternate(
         for _ in range(rounds):
             shuffle(order)
             for name in order:
-                _batch(contenders[name], settling[name], synchronize, clock)
-                elapsed = _batch(contenders[name], calls[name], synchronize, clock)
+                _batch(name, contenders[name], settling[name], wait, clock)
+                elapsed = _batch(name, contenders[name], calls[name], wait, clock)
                 samples[name].append(elapsed / calls[name])
     return {name: _summary(samples[name], calls[name]) for name in contenders}
 
 
-def _batch(call: Call, times: int, synchronize: Call, clock: Clock) -> float:
+def _batch(name: str, call: Call, times: int, wait: Wait, clock: Clock) -> float:
+    result: object = None
     start = clock()
     for _ in range(times):
-        call()
-    synchronize()
+        result = call()
+    wait(name, result)
     return clock() - start
 
 
-def _warm_up(call: Call, budget: Budget, synchronize: Call, clock: Clock) -> float:
+def _warm_up(name: str, call: Call, budget: Budget, wait: Wait, clock: Clock) -> float:
     """Seconds that one call takes, the best of a few after the first."""
-    _batch(call, 1, synchronize, clock)
+    _batch(name, call, 1, wait, clock)
     best, spent = math.inf, 0.0
     while best == math.inf or (spent < budget.turn and spent < budget.seconds):
-        elapsed = _batch(call, 1, synchronize, clock)
+        elapsed = _batch(name, call, 1, wait, clock)
         best, spent = min(best, elapsed), spent + elapsed
     return max(best, 1e-9)
 

@@ -10,11 +10,13 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Optional, Union
 
 import torch
 from tqdm import tqdm
 
-from bench import cell, roofline
+from bench import cell, gpu_roofline, roofline
+from bench.gpu_check import products
 from bench.options import parser
 from bench.peers import PEERS
 from bench.shapes import BUDGETS, select
@@ -28,6 +30,7 @@ def environment_for(threads: int) -> dict[str, str]:
     if threads == 1:
         flags = "--xla_cpu_multi_thread_eigen=false"
         variables["XLA_FLAGS"] = f"{variables.get('XLA_FLAGS', '')} {flags}".strip()
+    variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or JAX takes most of a GPU's memory for itself
     variables["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # or compile times depend on what ran before
     variables.pop("RNNFAST_BACKEND", None)
     return variables
@@ -47,14 +50,20 @@ def main(arguments: list[str]) -> int:
     if options.seconds is not None:
         budget = replace(budget, seconds=options.seconds, min_rounds=min(budget.min_rounds, 3))
 
-    machine = None
-    if roofline.unavailable() is None:
-        if str(threads) not in store.data["roofline"]:
+    machine: Optional[Union[roofline.Machine, gpu_roofline.Gpu]] = None
+    known = store.data["roofline"]
+    if options.suite == "gpu":
+        if "gpu" not in known:
+            store.put("roofline", "gpu", gpu_roofline.measure().to_dict())
+        machine = gpu_roofline.Gpu(**known["gpu"])
+    elif roofline.unavailable() is None:
+        if str(threads) not in known:
             seconds = min(budget.seconds, 0.3)
             store.put("roofline", str(threads), roofline.measure(threads, seconds).to_dict())
-        machine = roofline.Machine(**store.data["roofline"][str(threads)])
+        machine = roofline.Machine(**known[str(threads)])
 
-    with tqdm(cases, unit="cell", disable=None, desc=f"{threads} thread(s)") as bar:
+    # float32 is float32 for everybody: with torch's defaults cuDNN would round the operands to TF32.
+    with products(tf32=False), tqdm(cases, unit="cell", disable=None, desc=f"{threads} thread(s)") as bar:
         for case in bar:
             bar.set_postfix_str(case.key, refresh=True)
             if not store.finished(case.key, options.peers):

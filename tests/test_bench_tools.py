@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import cell, compare, environment, inputs, report, roofline, shapes, table, targets, timing
-from bench.peers import PEERS
+from bench import (
+    cell,
+    compare,
+    environment,
+    gpu_roofline,
+    inputs,
+    report,
+    roofline,
+    shapes,
+    table,
+    targets,
+    timing,
+)
+from bench.peers import PEERS, default_peers, flaggems_rnn
 from bench.peers.base import Peer, Prepared
 from bench.peers.torch_rnn import TorchRNN
+from bench.run import summary
 from bench.shapes import Case
 from bench.store import Store, read
 
@@ -74,6 +90,20 @@ def test_timer_settles_before_it_measures():
     budget = timing.Budget(seconds=0, turn=1e-3, settle=1e-3, min_rounds=5, max_rounds=5)
     measured = timing.alternate({"a": clock.contender("a", costs)}, budget, clock=lambda: clock.now)["a"]
     assert measured.median == pytest.approx(1e-3)
+
+
+def test_timer_waits_at_the_end_of_a_batch():
+    clock = Clock()
+    waited = []
+
+    def wait(name: str, result: object) -> None:
+        waited.append((name, result))
+        clock.now += 10.0  # what a device still had to do
+
+    budget = timing.Budget(seconds=0, turn=0, settle=0, min_rounds=3, max_rounds=3)
+    measured = timing.alternate({"a": lambda: "last"}, budget, wait=wait, clock=lambda: clock.now)["a"]
+    assert set(waited) >= {("a", "last")}
+    assert measured.median == 10.0
 
 
 def test_timer_needs_a_contender():
@@ -143,9 +173,9 @@ def test_failing_contender_does_not_stop_the_others():
 @pytest.mark.parametrize("training", [False, True])
 def test_reference_agrees_with_torch(dtype, layout, training):
     case = Case(9, 4, 3, 8, training=training, layout=layout, dtype=dtype, threads=1)
-    result, call = cell.check(case, TorchRNN(), inputs.make_inputs(case))
+    result, prepared = cell.check(case, TorchRNN(), inputs.make_inputs(case))
     assert result["status"] == "timed", result
-    assert call is not None
+    assert prepared is not None
 
 
 @pytest.mark.parametrize("name", [name for name in PEERS if not name.startswith(("jax", "torch-compile"))])
@@ -265,7 +295,7 @@ def test_worker_skips_finished_cells(tmp_path: Path, monkeypatch):
 
 
 def test_keys_are_unique_and_suites_cover_every_axis():
-    for suite in ("core", "quick", "cpu"):
+    for suite in ("core", "quick", "cpu", "gpu"):
         keys = [case.key for case in shapes.select(suite)]
         assert len(set(keys)) == len(keys), suite
     cases = shapes.select("cpu")
@@ -290,6 +320,86 @@ def test_flops_and_bound_by_hand():
     assert roofline.bound(forward, slow_steps).name == "latency"
     big = Case(1000, 1, 1024, 1024)  # W_hh is 4 MiB: beyond L2, within L3
     assert roofline.bound(big, roofline.Machine(1, 1e15, rates, capacity, 0)).name == "L3"
+
+
+def test_bound_of_a_gpu_by_hand():
+    peaks = {"float32": 2e13, "bfloat16": 1e14}
+    gpu = gpu_roofline.Gpu(peaks, 1e12, step_latency=1e-7, exchange=5e-7, multiprocessor=400_000)
+    small = Case(100, 1, 64, 64, device="cuda")
+    assert (gpu.bound(small).name, gpu.bound(small).seconds) == ("latency", pytest.approx(100 * 1e-7))
+    # W_hh is 1 MiB in float32: more than one multiprocessor holds.
+    spread = replace(small, hidden_size=512, input_size=512)
+    assert gpu.bound(spread).seconds == pytest.approx(100 * 5e-7)
+    assert replace(gpu, exchange=None).bound(spread).seconds == pytest.approx(100 * 1e-7)
+    assert gpu.bound(replace(small, training=True)).seconds == pytest.approx(200 * 1e-7)
+    large = Case(100, 256, 256, 256, device="cuda")
+    assert (gpu.bound(large).name, gpu.bound(large).seconds) == (
+        "arithmetic",
+        pytest.approx(large.flops / 2e13),
+    )
+    wide = Case(10, 256, 4096, 16, device="cuda", dtype="bfloat16")
+    rows = 2560 * (4096 + 16) + 16 * (4096 + 16 + 2)
+    assert (gpu.bound(wide).name, gpu.bound(wide).bytes) == ("memory", 2 * rows)
+
+
+def test_a_step_of_nothing_is_measured():
+    lengths = []
+
+    def clock(call):
+        out, _ = call()
+        lengths.append(len(out))
+        return 1e-3 * len(out)
+
+    assert gpu_roofline.step_latency("eager", "cpu", clock, steps=8) == pytest.approx(1e-3)
+    assert lengths == [8, 4]
+
+
+def test_summary_and_pictures_of_a_gpu_run(tmp_path):
+    cases = [case for case in shapes.select("gpu") if case.hidden_size in (256, 512)]
+    assert {case.dtype for case in cases} == {"float32", "bfloat16"}
+    cells = {}
+    for case in cases:
+        cells[case.key] = {**_cell(case, rnnfast=(1, 2, 3), torch_rnn=(4, 4, 4)), "bound_seconds": 1.0}
+    gpu = gpu_roofline.Gpu({"float32": 5e13, "bfloat16": 8e14}, 4e12, 1e-7, None, 400_000).to_dict()
+    here = {**environment.describe(), "gpu": "a GPU"}
+    run = {"environment": here, "roofline": {"gpu": gpu}, "memory": {}, "cells": cells}
+    text = summary(run, cells, with_targets=False)
+    assert "copies 4000 GB/s" in text
+    assert "not measured: no nvcc" in text
+    pytest.importorskip("matplotlib")
+    (tmp_path / "gpu.json").write_text(json.dumps(run))
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers")
+    command = [str(tmp_path / "gpu.json"), "--readme", str(readme), "--pictures", str(tmp_path)]
+    assert report.main(command) == 0
+    assert readme.read_text() == "no markers"
+    names = {path.name for path in tmp_path.glob("*.png")}
+    kinds = ("float32", "bfloat16")
+    assert names == {f"gpu-{kind}-{what}.png" for kind in kinds for what in ("ratio", "hidden", "scaling")}
+
+
+def test_contenders_take_part_where_they_run():
+    assert "rnnfast-cuda" not in default_peers("cpu")
+    assert "openvino" not in default_peers("cuda")
+    assert "torch-rnn" in default_peers("cuda")
+    assert PEERS["torch-cell-loop"].excluded(replace(SMALL, device="cuda")) == (
+        "refused",
+        "it runs on cpu only",
+    )
+    half = replace(SMALL, dtype="float16", device="cuda")
+    assert PEERS["rnnfast-eager"].excluded(half) is None
+
+
+def test_a_flaggems_without_the_operator_takes_no_part(monkeypatch):
+    peer = PEERS["flaggems"]
+    fake = types.ModuleType("flag_gems")
+    fake.ops = types.SimpleNamespace()
+    monkeypatch.setattr(flaggems_rnn, "find_spec", lambda name: fake)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "flag_gems", fake)
+    assert peer.available() == "this release of flag_gems has no rnn_tanh"
+    fake.ops.rnn_tanh = torch.rnn_tanh
+    assert peer.available() is None
 
 
 def test_targets_say_not_measured_rather_than_met():

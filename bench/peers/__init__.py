@@ -19,6 +19,8 @@ PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in [
         Rnnfast("auto"),
+        Rnnfast("cuda"),
+        Rnnfast("triton"),
         Rnnfast("cpu"),
         Rnnfast("aten"),
         Rnnfast("eager"),
@@ -36,6 +38,6 @@ PEERS: dict[str, Peer] = {
 OURS = tuple(name for name in PEERS if name.startswith("rnnfast"))
 
 
-def default_peers() -> list[str]:
-    """Everybody but the eager backend, the fallback that is not meant to be fast."""
-    return [name for name in PEERS if name != "rnnfast-eager"]
+def default_peers(device: str = "cpu") -> list[str]:
+    """Everybody who runs there but the eager backend, the fallback that is not meant to be fast."""
+    return [name for name, peer in PEERS.items() if device in peer.devices and name != "rnnfast-eager"]

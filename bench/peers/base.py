@@ -27,10 +27,20 @@ class Prepared:
     call: Callable[[], Any]  # what is timed: forward, or forward and backward, as the case says
     unpack: Callable[[Any], tuple[Tensor, list[Tensor]]]  # its result -> output [T, B, D * H], gradients
     compile_seconds: float = 0.0  # reported beside the time per call, never part of it
+    # Waits until the result of the last call, and with it of all before, is there; on a GPU calls may be
+    # queued, as they are in training, and the time of a batch of calls ends with this.
+    wait: Callable[[Any], object] = lambda result: None
+
+    def complete(self) -> Any:
+        """One call with its result there."""
+        result = self.call()
+        self.wait(result)
+        return result
 
 
 class Peer:
     name: str = ""
+    devices: tuple[str, ...] = ("cpu",)
 
     def available(self) -> Optional[str]:
         """Why this contender cannot run here at all, or None when it can."""
@@ -43,12 +53,21 @@ class Peer:
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
         raise NotImplementedError
 
+    def excluded(self, case: Case) -> Optional[tuple[str, str]]:
+        """The status, "unavailable" or "refused", and the reason, or None where it can take part."""
+        why = self.available()
+        if why is not None:
+            return "unavailable", why
+        if case.device not in self.devices:
+            return "refused", f"it runs on {' and '.join(self.devices)} only"
+        why = self.refuses(case)
+        return None if why is None else ("refused", why)
+
 
 def only_plain(case: Case) -> Optional[str]:
-    """The refusal of an adapter that is a single dense layer on the CPU."""
-    if case.kind != "sequence" or case.layout != "dense":
-        return "the adapter is one dense layer"
-    return None if case.device == "cpu" else "the adapter runs on the CPU"
+    """The refusal of an adapter that is a single dense layer."""
+    plain = case.kind == "sequence" and case.layout == "dense"
+    return None if plain else "the adapter is one dense layer"
 
 
 def by_autograd(
@@ -75,4 +94,5 @@ def by_autograd(
         output, gradients = result if case.training else (result, [])
         return dense(output.detach()), gradients
 
-    return Prepared(train if case.training else infer, unpack)
+    wait = (lambda _: torch.cuda.synchronize()) if case.device == "cuda" else Prepared.wait
+    return Prepared(train if case.training else infer, unpack, wait=wait)

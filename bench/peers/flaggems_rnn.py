@@ -1,8 +1,9 @@
 """FlagGems: torch.nn.RNN with FlagGems' Triton operators in place of cuDNN. CUDA only.
 
 Fair: the same module and call as the torch.nn adapter, inside FlagGems' own `use_gems` context, so that its
-rnn_tanh takes the place of torch's. Not run by the project yet on a machine that has it; the check against
-float64 comes before any timing here as everywhere.
+rnn_tanh takes the place of torch's. Releases up to 5.0.2 have none: with them it would be cuDNN that is
+timed, so they don't take part. Not run by the project yet on a machine that has it; the check against float64
+comes before any timing here as everywhere.
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ from bench.shapes import Case
 
 class FlagGemsRNN(Peer):
     name = "flaggems"
+    devices = ("cuda",)
 
     def available(self) -> Optional[str]:
         if find_spec("flag_gems") is None:
             return "not installed: flag_gems"
-        return None if torch.cuda.is_available() else "no CUDA device"
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+        import flag_gems
+
+        return None if hasattr(flag_gems.ops, "rnn_tanh") else "this release of flag_gems has no rnn_tanh"
 
     def refuses(self, case: Case) -> Optional[str]:
-        if case.device != "cuda":
-            return "CUDA only"
+        if case.nonlinearity != "tanh":
+            return "it has rnn_tanh only"
         return "no RNNCell operator of its own" if case.kind == "step" else None
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
@@ -40,4 +46,4 @@ class FlagGemsRNN(Peer):
             with flag_gems.use_gems():
                 return plain.call()
 
-        return Prepared(call, plain.unpack)
+        return Prepared(call, plain.unpack, wait=plain.wait)

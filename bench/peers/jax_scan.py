@@ -5,7 +5,8 @@ seconds are reported, not timed) and warm; arrays live on the device; every call
 gradient is one compiled function, forward and vjp together, as a training step would have it. No buffer is
 donated: inputs and parameters are those of the next call too, and XLA already reuses the carry. `UNROLL`
 was chosen by timing 1, 2, 4 and 8. The size of XLA's thread pool is fixed when the process starts:
-bench.run sets NPROC before it starts the worker.
+bench.run sets NPROC before it starts the worker. On a GPU calls are queued as torch's are, the results of a
+batch of calls waited for at its end, and float32 products are float32's, not TF32's.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ UNROLL = 1
 
 class JaxScan(Peer):
     name = "jax-scan"
+    devices = ("cpu", "cuda")
 
     def available(self) -> Optional[str]:
         return None if find_spec("jax") else "not installed: jax"
@@ -77,17 +79,22 @@ class JaxScan(Peer):
         arguments = [parameters, _to_jax(inputs.x), _to_jax(inputs.h0)]
         arguments += [_to_jax(inputs.grad_output)] if case.training else []
         start = time.perf_counter()
-        compiled = jax.jit(train if case.training else forward).lower(*arguments).compile()
+        with jax.default_matmul_precision("highest" if case.dtype == "float32" else "default"):
+            compiled = jax.jit(train if case.training else forward).lower(*arguments).compile()
         seconds = time.perf_counter() - start
+        wait = jax.block_until_ready
 
         def call() -> Any:
-            return jax.block_until_ready(compiled(*arguments))
+            return wait(compiled(*arguments))
+
+        def queue() -> Any:
+            return compiled(*arguments)
 
         def unpack(result: Any) -> tuple[Tensor, list[Tensor]]:
             output, gradients = result if case.training else (result, [])
             return _to_torch(output), [_to_torch(g) for g in gradients]
 
-        return Prepared(call, unpack, seconds)
+        return Prepared(queue if case.device == "cuda" else call, unpack, seconds, wait)
 
 
 def _to_jax(tensor: Tensor) -> Any:

@@ -30,8 +30,8 @@ class OnnxRuntimeRNN(Peer):
     def refuses(self, case: Case) -> Optional[str]:
         if case.training:
             return "inference only"
-        if case.kind == "step" or case.device != "cpu":
-            return "the adapter is the RNN operator on the CPU"
+        if case.kind == "step":
+            return "the adapter is the RNN operator"
         return None if case.dtype == "float32" else "its CPU operator is float32 only"
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:

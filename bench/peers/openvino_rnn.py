@@ -36,8 +36,8 @@ class OpenVinoRNN(Peer):
     def refuses(self, case: Case) -> Optional[str]:
         if case.training:
             return "inference only"
-        if case.kind == "step" or case.device != "cpu":
-            return "the adapter is the RNN operator on the CPU"
+        if case.kind == "step":
+            return "the adapter is the RNN operator"
         return None if case.dtype in PRECISION else f"no {case.dtype}"
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:

@@ -15,15 +15,39 @@ from bench.peers.base import Peer, Prepared
 from bench.peers.modules import prepare_modules
 from bench.shapes import Case
 from rnnfast import dispatch
+from rnnfast.backends.base import Problem
+
+DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}
 
 
 class Rnnfast(Peer):
     def __init__(self, backend: str) -> None:
         self.backend = backend
         self.name = "rnnfast" if backend == "auto" else f"rnnfast-{backend}"
+        self.devices = DEVICES.get(backend, ("cpu", "cuda"))
 
     def available(self) -> Optional[str]:
         return None if self.backend == "auto" else dispatch.unavailable(self.backend)
+
+    def refuses(self, case: Case) -> Optional[str]:
+        if self.backend == "auto":
+            return None
+        widths = {case.input_size, case.hidden_size * case.directions if case.layers > 1 else case.input_size}
+        problems = [
+            Problem(
+                case.kind,
+                case.device,
+                case.dtype,
+                width,
+                case.hidden_size,
+                case.batch,
+                case.steps,
+                case.packed,
+                case.training,
+            )
+            for width in widths
+        ]
+        return next((why for p in problems if (why := dispatch.why_not(self.backend, p))), None)
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
         rnn = partial(rnnfast.RNN, backend=self.backend)

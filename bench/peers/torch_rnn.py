@@ -1,4 +1,5 @@
-"""torch.nn.RNN and torch.nn.RNNCell, eager: ATen's operators on the CPU, cuDNN on CUDA.
+"""torch.nn.RNN and torch.nn.RNNCell, eager: ATen's operators on the CPU, cuDNN on CUDA (in float32 without
+TF32: `bench.worker` switches it off for everybody).
 
 Fair: called as everybody calls it, time-major (its native order), weights in the module, oneDNN and MKL as
 the build of torch has them, no dropout. Inference runs under no_grad.
@@ -18,6 +19,7 @@ from bench.shapes import Case
 
 class TorchRNN(Peer):
     name = "torch-rnn"
+    devices = ("cpu", "cuda")
 
     def available(self) -> Optional[str]:
         return None

@@ -22,6 +22,7 @@ from bench.shapes import Case
 
 class XmaRNN(Peer):
     name = "xma"
+    devices = ("cuda",)
 
     def available(self) -> Optional[str]:
         if find_spec("xma") is None:
@@ -29,8 +30,6 @@ class XmaRNN(Peer):
         return None if torch.cuda.is_available() else "no CUDA device"
 
     def refuses(self, case: Case) -> Optional[str]:
-        if case.device != "cuda":
-            return "CUDA only"
         plain = case.kind == "sequence" and case.layout == "dense" and case.nonlinearity == "tanh"
         return None if plain else "the adapter is one dense tanh layer"
 
