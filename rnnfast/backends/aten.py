@@ -52,7 +52,9 @@ def torch_sequence(
     if has_biases:
         zeros = weight_hh.new_zeros(weight_hh.shape[0])
         weights += [zeros if bias is None else bias for bias in (bias_ih, bias_hh)]
-    rest = (h0.unsqueeze(0), weights, has_biases, 1, 0.0, False, False)
+    # cuDNN differentiates only what was computed in training mode; without dropout that changes nothing else.
+    training = torch.is_grad_enabled()
+    rest = (h0.unsqueeze(0), weights, has_biases, 1, 0.0, training, False)
     if batch_sizes is None:
         out, h_n = layer(x.flip(0) if reverse else x, *rest, False)
         return (out.flip(0) if reverse else out), h_n.squeeze(0)
