@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, are_deterministic_algorithms_enabled, get_num_threads, is_grad_enabled
 
 from . import ops, plain
-from .backends.base import Grads, Needs
+from .backends.base import Backend, Grads, Needs
 from .backends.eager import EagerBackend
 from .context import needs_composite, needs_grad, undisturbed, watched
 
@@ -36,10 +36,11 @@ def _higher_order(*grads: Optional[Tensor]) -> bool:
     return False
 
 
-def _plain_backward(*arguments: Any) -> Optional[tuple[Any, ...]]:
-    """What a backward returns, the short way where it is open, else None; never for what is `_higher_order`.
+def _plain_backward(*arguments: Any) -> Any:
+    """What a backward returns, the short way where it is open, or the backend that computes it, else None.
 
-    Gradients sent by `is_grads_batched` have no memory of their own: they are not plain.
+    Never the former for what is `_higher_order`: gradients sent by `is_grads_batched` have no memory of their
+    own.
     """
     if not plain.ready or is_grad_enabled() or not undisturbed():
         return None
@@ -52,13 +53,16 @@ composite_step = _EAGER.step_forward
 class Step(torch.autograd.Function):
     """Its first argument is what to call: the registered operator or, where nobody watches, the function.
 
-    Or a tuple of what `plain` has computed already.
+    Or what `plain` has found: the result in a tuple (autograd would take a bare one for an argument), or the
+    backend that computes it.
     """
 
     @staticmethod
     def forward(ctx: Any, step, x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend):
         if type(step) is tuple:
             (out,) = step
+        elif isinstance(step, Backend):
+            out = step.step_forward(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
         else:
             out = step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, True, backend)
         ctx.save_for_backward(x, h, weight_ih, weight_hh, out)
@@ -73,11 +77,13 @@ class Step(torch.autograd.Function):
         found = _plain_backward(
             grad, None, x, h, weight_ih, weight_hh, out, nonlinearity, False, backend, flags
         )
-        if found is not None:
+        if type(found) is tuple:
             return found
         needs = _needs(flags)
         if _higher_order(grad):
             grads = _EAGER.step_backward(*inputs, nonlinearity, needs)
+        elif found is not None:
+            grads = ops.run_step_backward(found, *inputs, nonlinearity, needs)
         elif watched(*inputs):
             listed = torch.ops.rnnfast.rnn_step_backward(*inputs, nonlinearity, list(needs), backend)
             grads = ops.unlisted(listed, needs)
@@ -106,6 +112,9 @@ class Sequence(torch.autograd.Function):
     ):
         if type(sequence) is tuple:
             out, h_n = sequence
+        elif isinstance(sequence, Backend):
+            tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+            out, h_n = ops.run_plain_sequence(sequence, *tensors, nonlinearity, reverse)
         else:
             tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
             out, h_n = sequence(*tensors, batch_sizes, nonlinearity, reverse, True, backend)
@@ -118,10 +127,11 @@ class Sequence(torch.autograd.Function):
     def backward(ctx: Any, grad_out, grad_hn):
         x, h0, weight_ih, weight_hh, out, batch_sizes = ctx.saved_tensors
         flags, (nonlinearity, reverse, backend) = ctx.needs_input_grad, ctx.rest
+        found = None
         if batch_sizes is None:
             rest = (nonlinearity, reverse, backend, flags)
             found = _plain_backward(grad_out, grad_hn, x, h0, weight_ih, weight_hh, out, *rest)
-            if found is not None:
+            if type(found) is tuple:
                 return found
         stacked = h0.dim() == 3
         if stacked:
@@ -131,6 +141,8 @@ class Sequence(torch.autograd.Function):
         walk = (batch_sizes, nonlinearity, reverse)
         if _higher_order(grad_out, grad_hn):
             grads = _composite_sequence_backward(*inputs, *walk, needs)
+        elif found is not None:
+            grads = ops.run_sequence_backward(found, *inputs, *walk, needs)
         elif watched(*inputs):
             listed = torch.ops.rnnfast.rnn_sequence_backward(*inputs, *walk, list(needs), backend)
             grads = ops.unlisted(listed, needs)

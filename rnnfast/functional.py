@@ -193,11 +193,20 @@ def plain_step(
         return None
     tensors = (weight_ih, weight_hh, bias_ih, bias_hh)
     grad, deterministic = is_grad_enabled(), are_deterministic_algorithms_enabled()
-    out = plain.step(input, hx, *tensors, nonlinearity, backend, grad, deterministic, get_num_threads())
-    if out is None or not (grad and needs_grad(*tensors, input, hx)):
-        return out
-    h = torch.zeros_like(out) if hx is None else hx
-    return apply_step((out,), input, h, *tensors, nonlinearity, backend)
+    found = plain.step(input, hx, *tensors, nonlinearity, backend, grad, deterministic, get_num_threads())
+    if found is None:
+        return None
+    needed = grad and needs_grad(*tensors, input, hx)
+    if isinstance(found, Backend):
+        h = input.new_zeros(input.shape[0], weight_hh.shape[0]) if hx is None else hx
+        if not needed:
+            return found.step_forward(input, h, *tensors, nonlinearity)
+    elif not needed:
+        return found
+    else:
+        h = torch.zeros_like(found) if hx is None else hx
+        found = (found,)
+    return apply_step(found, input, h, *tensors, nonlinearity, backend)
 
 
 def plain_sequence(
@@ -233,9 +242,17 @@ def plain_sequence(
         0 if deterministic else cpu.STEPWISE,
         get_num_threads(),
     )
-    if found is None or not (grad and needs_grad(*tensors, input, h0)):
+    if found is None:
+        return None
+    needed = grad and needs_grad(*tensors, input, h0)
+    if isinstance(found, Backend):
+        h = input.new_zeros(1, input.shape[1], weight_hh.shape[0]) if h0 is None else h0
+        if not needed:
+            return ops.run_plain_sequence(found, input, h, *tensors, nonlinearity, reverse)
+    elif not needed:
         return found
-    h = torch.zeros_like(found[1]) if h0 is None else h0
+    else:
+        h = torch.zeros_like(found[1]) if h0 is None else h0
     return apply_sequence(found, input, h, *tensors, None, nonlinearity, reverse, backend)
 
 

@@ -139,9 +139,25 @@ def rnn_step_backward(
 ) -> Grads:
     batch, input_size = x.shape
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return find(
+    solver = find(
         backend, "step", x.device, x.dtype, input_size, h.shape[1], batch, 1, False, True, deterministic
-    ).step_backward(
+    )
+    return run_step_backward(solver, grad, x, h, weight_ih, weight_hh, out, nonlinearity, needs)
+
+
+def run_step_backward(
+    solver: Backend,
+    grad: Tensor,
+    x: Tensor,
+    h: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    out: Tensor,
+    nonlinearity: str,
+    needs: Needs,
+) -> Grads:
+    """`rnn_step_backward` for a caller that has already found the backend."""
+    return solver.step_backward(
         _dense(grad),
         _dense(x),
         _dense(h),
@@ -227,6 +243,26 @@ def run_sequence(
     return _detached(out), _detached(h_n)
 
 
+def run_plain_sequence(
+    solver: Backend,
+    x: Tensor,  # [T, B, I]
+    h0: Tensor,  # [B, H] or, as a module has it, [1, B, H]
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional[Tensor],
+    bias_hh: Optional[Tensor],
+    nonlinearity: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:  # out [T, B, H], h_n like h0
+    """`run_sequence` for tensors that `plain` has found to be dense; autograd must not be recording."""
+    steps, batch, input_size = x.shape
+    rows = x.view(steps * batch, input_size)
+    out, h_n = solver.sequence_forward(
+        rows, h0.view(batch, -1), weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, None, reverse
+    )
+    return out.view(steps, batch, -1).data, h_n.view(h0.shape).data
+
+
 def _fake_sequence_backward(grad_out: Any, grad_hn: Any, *args: Any) -> list[Tensor]:
     x, h0, weight_ih, weight_hh, *_, needs, _ = args
     return _fake_grads(x, h0, weight_ih, weight_hh, needs)
@@ -246,10 +282,29 @@ def rnn_sequence_backward(
     needs: Needs,
     backend: str,
 ) -> Grads:
-    hidden_size = h0.shape[1]
     solver = _find_for_sequence(x, h0, batch_sizes, True, backend)
     if batch_sizes is not None:
         _check_batch_sizes(batch_sizes, x.shape[0], h0.shape[0])
+    walk = (batch_sizes, nonlinearity, reverse)
+    return run_sequence_backward(solver, grad_out, grad_hn, x, h0, weight_ih, weight_hh, out, *walk, needs)
+
+
+def run_sequence_backward(
+    solver: Backend,
+    grad_out: Optional[Tensor],
+    grad_hn: Optional[Tensor],
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    out: Tensor,
+    batch_sizes: Optional[Tensor],
+    nonlinearity: str,
+    reverse: bool,
+    needs: Needs,
+) -> Grads:
+    """`rnn_sequence_backward` for a caller that has already found the backend."""
+    hidden_size = h0.shape[1]
     grads = solver.sequence_backward(
         None if grad_out is None else _dense(grad_out.reshape(-1, hidden_size)),
         _dense(grad_hn),

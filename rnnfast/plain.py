@@ -1,9 +1,10 @@
-"""The short way to the CPU kernels: one native call from the tensors to the result, for calls that are plain.
+"""The short way to the kernels: a native call that checks a plain call and, on the CPU, computes it, too.
 
-Plain are dense tensors of torch's own types, of one dtype and with shapes that fit, on the CPU, for which
-dispatch names the CPU backend (csrc/cpu/plain.cpp tells), while `context.undisturbed`. For anything else the
-answer is None, as it is where torch has no table of C functions to look into tensors with (before 2.10) or
-the native extension is missing. The general way then finds out what to do, and is the only one to raise.
+Plain are dense tensors of torch's own types, of one dtype, on one device and with shapes that fit, for which
+dispatch names the CPU backend or one for GPUs (csrc/cpu/plain.cpp tells), while `context.undisturbed`. The
+answer is the result or, on a GPU, the backend, whose methods compute it. For anything else it is None, as it
+is where torch has no table of C functions to look into tensors with (before 2.10) or the native extension is
+missing. The general way then finds out what to do, and is the only one to raise.
 
 It buys what Python takes for the same: at T = 1, B = 1, H = 64 a forward call of an RNN takes 21 us the
 general way and 7 this way, 1.4 of them in the kernel.
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from . import dispatch
 from .backends import cpu
+from .backends.recurrence import RecurrenceBackend
 
 # What they take and return is said above them in csrc/cpu/plain.cpp.
 step: Any = getattr(cpu.native, "plain_step", None)
@@ -30,6 +32,7 @@ ready: bool = step is not None and cpu.native.plain_setup(
     torch.nn.Parameter,
     dispatch.find,
     cpu.CpuBackend,
+    RecurrenceBackend,
     torch.device("cpu"),
     tuple(cpu.DTYPES),
     torch.empty_like,

@@ -30,6 +30,7 @@ from bench.peers.torch_rnn import TorchRNN
 from bench.run import summary
 from bench.shapes import Case
 from bench.store import Store, read
+from rnnfast import dispatch
 
 SMALL = Case(5, 2, 3, 4, threads=1)
 FAST = timing.Budget(seconds=1e-3, turn=1e-4, settle=0, min_rounds=2, max_rounds=3)
@@ -428,9 +429,14 @@ def test_report_refuses_files_of_two_machines(tmp_path):
         )
 
 
-def test_calls_that_compute_next_to_nothing():
+def test_calls_that_compute_next_to_nothing(monkeypatch):
     from bench import calls
 
-    for name, call in calls.contenders().items():
+    monkeypatch.setattr(calls.cuda, "native", calls.cuda.native)
+    monkeypatch.setattr(dispatch, "_registry", dict(dispatch._registry))
+    contenders = calls.contenders()
+    assert len(contenders) == 8
+    for name, call in contenders.items():
         result = call()
         assert len(result) == (4 if name.startswith("training") else 2), name
+    dispatch.find.cache_clear()

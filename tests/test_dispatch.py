@@ -175,3 +175,23 @@ def test_unknown_nonlinearity():
     tensors = torch.zeros(2, 4), torch.zeros(2, 8), torch.zeros(8, 4), torch.zeros(8, 8)
     with pytest.raises(ValueError, match="Unknown nonlinearity 'sin'"):
         rnn_step(*tensors, nonlinearity="sin")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_aten_says_whether_it_is_training(grad, packed, monkeypatch):
+    """cuDNN refuses to differentiate what it was not told to; torch's operator on the CPU doesn't care."""
+    told, operator = [], torch.rnn_tanh
+
+    def spy(*args):
+        told.append(args[-2 if packed else -3])
+        return operator(*args)
+
+    monkeypatch.setattr(torch, "rnn_tanh", spy)
+    sizes = torch.tensor([2, 1]) if packed else None
+    x = torch.randn(3, 4) if packed else torch.randn(3, 2, 4)
+    with torch.set_grad_enabled(grad):
+        rnn_sequence(
+            x, torch.zeros(2, 5), torch.ones(5, 4), torch.ones(5, 5), batch_sizes=sizes, backend="aten"
+        )
+    assert told == [grad]

@@ -1,6 +1,7 @@
-// One call from Python tensors to a kernel, for plain arguments: dense tensors of one dtype on the CPU, of exactly
-// torch's own types, with shapes that fit, for which `dispatch.find` names the CPU backend. For everything else the
-// answer is None, and the caller takes the general way, which owns all errors; rnnfast/plain.py is the only caller.
+// One call from Python tensors to a kernel, for plain arguments: dense tensors of one dtype on one device, of exactly
+// torch's own types, with shapes that fit, for which `dispatch.find` names the CPU backend. Where it names one for GPUs
+// (a RecurrenceBackend) the answer is that backend, which is left to compute what has been checked. For everything else
+// the answer is None, and the caller takes the general way, which owns all errors; rnnfast/plain.py is the only caller.
 //
 // It replaces some 15 us of checks, views and arguments in Python, of a step that computes for 1.4 us. Plain C
 // functions, as pybind11 takes a microsecond to read so many arguments.
@@ -10,6 +11,7 @@
 #include <string.h>
 
 #include <memory>
+#include <utility>
 
 #include "active.h"
 #include "tensor_view.h"
@@ -21,10 +23,11 @@ Viewer viewer;
 PyObject* empty_like;  // torch.empty_like
 PyObject* new_empty;   // torch.Tensor.new_empty
 PyObject* find;        // dispatch.find
-PyObject* solver;      // the type of the backend that this file is the short way to
-PyObject* device;      // torch.device("cpu")
+PyTypeObject* native;  // the type of the backend that this file is the short way to
+PyTypeObject* others;  // that of the backends which are handed the problem
+PyObject* cpu;         // torch.device("cpu")
 PyObject* dtypes[4];   // in the order of DType
-PyObject *kind_step, *kind_sequence, *requires_grad, *contiguous;
+PyObject *kind_step, *kind_sequence, *requires_grad, *contiguous, *device;
 
 constexpr size_t kItemSize[] = {4, 8, 2, 2};
 
@@ -40,17 +43,19 @@ PyObject* not_plain() {
 }
 
 PyObject* setup(PyObject*, PyObject* const* args, Py_ssize_t n) {
-  if (n != 7) return PyErr_Format(PyExc_TypeError, "7 arguments, got %zd", n);
+  if (n != 8) return PyErr_Format(PyExc_TypeError, "8 arguments, got %zd", n);
   new_empty = PyObject_GetAttrString(args[0], "new_empty");
   if (!new_empty) return nullptr;
   find = Py_NewRef(args[2]);
-  solver = Py_NewRef(args[3]);
-  device = Py_NewRef(args[4]);
+  native = reinterpret_cast<PyTypeObject*>(Py_NewRef(args[3]));
+  others = reinterpret_cast<PyTypeObject*>(Py_NewRef(args[4]));
+  cpu = Py_NewRef(args[5]);
   for (int i = 0; i < 4; ++i) {
-    dtypes[i] = PySequence_GetItem(args[5], i);
+    dtypes[i] = PySequence_GetItem(args[6], i);
     if (!dtypes[i]) return nullptr;
   }
-  empty_like = Py_NewRef(args[6]);
+  empty_like = Py_NewRef(args[7]);
+  device = PyUnicode_InternFromString("device");
   requires_grad = PyUnicode_InternFromString("requires_grad");
   contiguous = PyUnicode_InternFromString("contiguous");
   kind_step = PyUnicode_InternFromString("step");
@@ -107,7 +112,7 @@ struct Layer {
   bool fits(PyObject* x_object, PyObject* h_object, PyObject* w_ih_object, PyObject* w_hh_object) {
     if (!viewer.look(x_object, &x) || !viewer.look(w_ih_object, &w_ih) || !viewer.look(w_hh_object, &w_hh))
       return false;
-    if (x.ndim < 2 || w_hh.ndim != 2 || w_ih.dtype != x.dtype || w_hh.dtype != x.dtype) return false;
+    if (x.ndim < 2 || w_hh.ndim != 2 || !w_ih.goes_with(x) || !w_hh.goes_with(x)) return false;
     is_step = x.ndim == 2;
     T = is_step ? 1 : x.shape[0], B = x.shape[x.ndim - 2], I = x.shape[x.ndim - 1], H = w_hh.shape[0];
     if (!w_ih.is(H, I) || !w_hh.is(H, H)) return false;
@@ -115,7 +120,7 @@ struct Layer {
       h.data = nullptr;
       return true;
     }
-    return viewer.look(h_object, &h) && h.dtype == x.dtype && (h.is(B, H) || (!is_step && h.is(1, B, H)));
+    return viewer.look(h_object, &h) && h.goes_with(x) && (h.is(B, H) || (!is_step && h.is(1, B, H)));
   }
 
   // Makes a state of zeros where none was given; false if there is no memory for it.
@@ -128,34 +133,44 @@ struct Layer {
 
   bool fits_bias(PyObject* object, View* bias) const {
     bias->data = nullptr;
-    return object == Py_None || (viewer.look(object, bias) && bias->dtype == x.dtype && bias->is(H));
+    return object == Py_None || (viewer.look(object, bias) && bias->goes_with(x) && bias->is(H));
   }
 
-  // Whether dispatch gives this to the CPU backend. Without an exception: the general way meets the same one.
-  bool ours(PyObject* backend, bool grad, PyObject* deterministic) const {
+  // What dispatch names for this, or null. Without an exception: the general way meets the same one.
+  Owned solver(PyObject* x_object, PyObject* backend, bool grad, PyObject* deterministic) const {
+    const Owned where(x.on_cpu() ? Py_NewRef(cpu) : PyObject_GetAttr(x_object, device));
+    if (!where) return nullptr;
     const Owned sizes[] = {Owned(PyLong_FromLongLong(I)), Owned(PyLong_FromLongLong(H)), Owned(PyLong_FromLongLong(B)),
                            Owned(PyLong_FromLongLong(T))};
     PyObject* args[] = {backend,        is_step ? kind_step : kind_sequence,
-                        device,         dtypes[int(x.dtype)],
+                        where.get(),    dtypes[int(x.dtype)],
                         sizes[0].get(), sizes[1].get(),
                         sizes[2].get(), sizes[3].get(),
                         Py_False,       grad ? Py_True : Py_False,
                         deterministic};
-    const Owned found(PyObject_Vectorcall(find, args, sizeof(args) / sizeof(*args), nullptr));
-    return found && reinterpret_cast<PyObject*>(Py_TYPE(found.get())) == solver;
+    return Owned(PyObject_Vectorcall(find, args, sizeof(args) / sizeof(*args), nullptr));
   }
 };
 
-// (x, h or None, w_ih, w_hh, b_ih, b_hh, nonlinearity, backend, grad_mode, deterministic, threads) -> out, or None
+bool is_native(const Owned& solver) { return solver && Py_TYPE(solver.get()) == native; }
+
+// The answer where the backend is not the native one: a backend that is handed the problem, or None.
+PyObject* not_native(Owned solver) {
+  return solver && PyType_IsSubtype(Py_TYPE(solver.get()), others) ? solver.release() : not_plain();
+}
+
+// (x, h or None, w_ih, w_hh, b_ih, b_hh, nonlinearity, backend, grad_mode, deterministic, threads) -> out, a
+// backend, or None
 PyObject* plain_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 11) return PyErr_Format(PyExc_TypeError, "11 arguments, got %zd", n);
   Layer l;
   Activation activation;
   View out;
   if (!l.fits(args[0], args[1], args[2], args[3]) || !l.is_step || !l.fits_bias(args[4], &l.b_ih) ||
-      !l.fits_bias(args[5], &l.b_hh) || !activation_of(args[6], &activation) ||
-      !l.ours(args[7], records(args[8], args, 6), args[9]))
+      !l.fits_bias(args[5], &l.b_hh) || !activation_of(args[6], &activation))
     return not_plain();
+  Owned solver = l.solver(args[0], args[7], records(args[8], args, 6), args[9]);
+  if (!is_native(solver)) return not_native(std::move(solver));
   Owned result = l.h.data ? fresh_like(args[1], l.h, &out) : fresh(args[0], &out, l.B, l.H);
   if (!result) return not_plain();
   if (!l.has_state()) return PyErr_NoMemory();
@@ -171,8 +186,8 @@ PyObject* plain_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
 }
 
 // (x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, reverse, stacked, backend, grad_mode, deterministic, stepwise,
-// threads) -> (out, h_n like h0), or None. `stacked`: h0 is [1, B, H], or None for zeros. `stepwise`: up to this many
-// steps read the weights in place.
+// threads) -> (out, h_n like h0), a backend, or None. `stacked`: h0 is [1, B, H], or None for zeros. `stepwise`: up to
+// this many steps read the weights in place.
 PyObject* plain_sequence(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 14) return PyErr_Format(PyExc_TypeError, "14 arguments, got %zd", n);
   Layer l;
@@ -180,9 +195,10 @@ PyObject* plain_sequence(PyObject*, PyObject* const* args, Py_ssize_t n) {
   View out, last;
   const bool reverse = args[7] == Py_True, stacked = args[8] == Py_True;
   if (!l.fits(args[0], args[1], args[2], args[3]) || l.is_step || !l.fits_bias(args[4], &l.b_ih) ||
-      !l.fits_bias(args[5], &l.b_hh) || !activation_of(args[6], &activation) ||
-      stacked != (!l.h.data || l.h.ndim == 3) || !l.ours(args[9], records(args[10], args, 6), args[11]))
+      !l.fits_bias(args[5], &l.b_hh) || !activation_of(args[6], &activation) || stacked != (!l.h.data || l.h.ndim == 3))
     return not_plain();
+  Owned solver = l.solver(args[0], args[9], records(args[10], args, 6), args[11]);
+  if (!is_native(solver)) return not_native(std::move(solver));
   Owned output = fresh(args[0], &out, l.T, l.B, l.H);
   Owned h_n = l.h.data ? fresh_like(args[1], l.h, &last) : fresh(args[0], &last, int64_t(1), l.B, l.H);
   if (!output || !h_n) return not_plain();
@@ -220,8 +236,8 @@ bool look_at_gradient(PyObject* grad, Owned* copy, View* view) {
 }
 
 // (grad_out or None, grad_hn or None, x, h, w_ih, w_hh, out, nonlinearity, reverse, backend, needs, deterministic,
-// threads) -> gradients, or None. `needs` are the flags of a Function whose arguments 1 to 6 are x to b_hh; the result
-// is what its backward returns.
+// threads) -> gradients, a backend, or None. `needs` are the flags of a Function whose arguments 1 to 6 are x to b_hh;
+// the result is what its backward returns.
 PyObject* plain_backward(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 13) return PyErr_Format(PyExc_TypeError, "13 arguments, got %zd", n);
   PyObject* needs = args[10];
@@ -234,14 +250,19 @@ PyObject* plain_backward(PyObject*, PyObject* const* args, Py_ssize_t n) {
   Owned dout_copy, dh_n_copy;
   dout.data = dh_n.data = nullptr;
   const auto like_out = [&](const View& v) {
-    return v.dtype == l.x.dtype && (l.is_step ? v.is(l.B, l.H) : v.is(l.T, l.B, l.H));
+    return v.goes_with(l.x) && (l.is_step ? v.is(l.B, l.H) : v.is(l.T, l.B, l.H));
   };
   if (!viewer.look(args[6], &out) || !like_out(out)) return not_plain();
+  Owned solver = l.solver(args[2], args[9], true, args[11]);
+  if (!is_native(solver)) {
+    // What arrives has the shape of what was returned, if autograd sends it; it need not be dense.
+    const bool known = (args[0] == Py_None || viewer.knows(args[0])) && (args[1] == Py_None || viewer.knows(args[1]));
+    return known ? not_native(std::move(solver)) : not_plain();
+  }
   if (args[0] != Py_None && (!look_at_gradient(args[0], &dout_copy, &dout) || !like_out(dout))) return not_plain();
-  if (args[1] != Py_None && (!look_at_gradient(args[1], &dh_n_copy, &dh_n) || dh_n.dtype != l.x.dtype ||
+  if (args[1] != Py_None && (!look_at_gradient(args[1], &dh_n_copy, &dh_n) || !dh_n.goes_with(l.x) ||
                              dh_n.ndim != l.h.ndim || !(dh_n.is(l.B, l.H) || dh_n.is(1, l.B, l.H))))
     return not_plain();
-  if (!l.ours(args[9], true, args[11])) return not_plain();
 
   Owned grads(PyTuple_New(PyTuple_GET_SIZE(needs)));
   if (!grads) return nullptr;

@@ -15,7 +15,7 @@ namespace rnnfast {
 namespace dlpack {
 
 constexpr uint32_t kMajor = 1;
-constexpr int32_t kCpu = 1;
+constexpr int32_t kCpu = 1, kCuda = 2;
 enum Code : uint8_t { kFloat = 2, kBfloat = 4 };
 
 struct Tensor {
@@ -41,12 +41,19 @@ struct ExchangeApi {
 
 }  // namespace dlpack
 
-// A dense tensor of at least one element on the CPU.
+// A dense tensor of at least one element, on the CPU or a CUDA device.
 struct View {
   char* data;
   DType dtype;
+  int32_t device_type, device_id;
   int ndim;
   int64_t shape[3];
+
+  bool on_cpu() const { return device_type == dlpack::kCpu; }
+  // Whether one kernel can take both.
+  bool goes_with(const View& other) const {
+    return dtype == other.dtype && device_type == other.device_type && device_id == other.device_id;
+  }
 
   bool is(int64_t a) const { return ndim == 1 && shape[0] == a; }
   bool is(int64_t a, int64_t b) const { return ndim == 2 && shape[0] == a && shape[1] == b; }
@@ -84,7 +91,9 @@ class Viewer {
       PyErr_Clear();
       return false;
     }
-    if (t.device_type != dlpack::kCpu || !t.data || t.ndim < 1 || t.ndim > 3 || t.lanes != 1) return false;
+    if ((t.device_type != dlpack::kCpu && t.device_type != dlpack::kCuda) || !t.data || t.ndim < 1 || t.ndim > 3 ||
+        t.lanes != 1)
+      return false;
     if (t.code == dlpack::kFloat && t.bits == 32)
       view->dtype = DType::kFloat32;
     else if (t.code == dlpack::kFloat && t.bits == 64)
@@ -101,6 +110,8 @@ class Viewer {
       dense *= t.shape[i];
       view->shape[i] = t.shape[i];
     }
+    view->device_type = t.device_type;
+    view->device_id = t.device_id;
     view->ndim = t.ndim;
     view->data = static_cast<char*>(t.data) + t.byte_offset;
     // The one thing that DLPack doesn't tell, for 80 ns. torch negates lazily where it takes the imaginary part of a
