@@ -42,7 +42,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/clang-format -i $(FORMATTED)
 
 # The figures of the README: about ten minutes on a quiet machine.
-bench: $(VENV)/.installed-bench
+bench: $(VENV)/.installed-bench $(VENV)/.installed-peers
 	$(BIN)/python -m bench.run --suite core --json bench/results/core.json
 	$(BIN)/python -m bench.report bench/results/core.json
 
