@@ -149,6 +149,27 @@ def test_bits_do_not_depend_on_threads(shape, dtype, lengths, threads):
         assert_same_bits(run(case), alone)
 
 
+def test_bits_do_not_depend_on_how_a_long_walk_is_cut(threads):
+    """The rows are taken in two passes: 12000 of them by the whole team, and the last one by one thread."""
+    batch_sizes = torch.tensor([6000, 6000, 1])
+    rows, input_size, hidden_size = 12001, 232, 200
+    x, grad_out = torch.randn(rows, input_size), torch.randn(rows, hidden_size)
+    h0, walk = torch.randn(6000, hidden_size), ("tanh", batch_sizes, True)
+    weights = [torch.randn(hidden_size, size) / size**0.5 for size in (input_size, hidden_size)]
+    bias = torch.randn(hidden_size)
+    out, _ = CpuBackend().sequence_forward(x, h0, *weights, bias, bias, *walk)
+
+    def gradients(count):
+        threads(count)
+        return CpuBackend().sequence_backward(grad_out, None, x, h0, *weights, out, *walk, needs=Needs())
+
+    alone = gradients(1)
+    for count in (2, 3, 5):
+        together = gradients(count)
+        for name in FIELDS:
+            assert torch.equal(getattr(together, name), getattr(alone, name)), (name, count)
+
+
 PRINT_DIGEST = """
 import hashlib, torch
 from tests import cases

@@ -79,6 +79,7 @@ class Gradients {
       : db_(db),
         H_(H),
         few_(rows <= kFewestRows<S>),
+        left_(rows),
         slabs_(slabs_for(H * (I + H), first)),
         weights_{{dw_ih, I, H, slabs_, rows, few_}, {dw_hh, H, H, slabs_, rows, few_}},
         bias_(db ? 2 * slabs_ * H : 0) {
@@ -93,8 +94,11 @@ class Gradients {
     if (few_)
       for (int i = 0; i < 2; ++i)
         if (weights_[i].c) few_rows_gradient(dpre, rows, H_, *b[i], weights_[i].c, threads);
+    left_ -= rows;
     const int64_t V[2] = {few_ ? 0 : weights_[0].vectors(), few_ ? 0 : weights_[1].vectors()};
-    const int64_t width = (V[0] + V[1]) * kLanes<C>;  // of both strips
+    // Both strips begin with a panel of their weight, wherever they are cut: the next rows may meet another team.
+    const int64_t second = (V[0] + kPanel - 1) / kPanel * kPanel;
+    const int64_t width = (second + V[1]) * kLanes<C>;  // of both strips
     const int team = team_for(rows * H_ * (width + 1), threads);
     const int slab_teams = int(team < slabs_ ? team : slabs_);
     const Grid grid = slabs_ > 1 ? Grid{slab_teams, team / slab_teams} : square_grid(team, H_, width);
@@ -106,7 +110,7 @@ class Gradients {
       const bool by_slab = slabs_ > 1;
       const Range slabs = by_slab ? share(slabs_, 1, g.row(id), g.rows) : Range{0, 1};
       const Range height = by_slab ? Range{0, H_} : share(H_, kMaxRows, g.row(id), g.rows);
-      const Range all = share(V[0] + V[1], kPanel, g.col(id), g.cols);
+      const Range all = share(second + V[1], kPanel, g.col(id), g.cols);
       const Range biases = share(height.size(), kLanes<C>, g.col(id), g.cols);
       const int64_t until = share(rows, 1, int(slabs.end - 1), int(slabs_)).end;
       for (int64_t slab = slabs.begin; slab < slabs.end; ++slab) {
@@ -116,13 +120,12 @@ class Gradients {
                           weights_[i].columns,
                           mine.size() ? Range{mine.begin - before, mine.end - before} : Range{0, 0},
                           weights_[i].total(slab),
-                          weights_[i].ldt(),
-                          weights_[i].at_once ? weights_[i].c : nullptr,
+                          slabs_ == 1 && left_ == 0 ? weights_[i].c : nullptr,
                           room};
         };
         Unit<S>* strip_room = own_packed + height.size() * kChunk;
         const Strip<S> first = strip(0, 0, strip_room);
-        const Strip<S> strips[2] = {first, strip(1, V[0], strip_room + first.width.size() * kLanes<C> * kChunk)};
+        const Strip<S> strips[2] = {first, strip(1, second, strip_room + first.width.size() * kLanes<C> * kChunk)};
         sum_slab(dpre, rows, H_, strips, share(rows, 1, int(slab), int(slabs_)), height, until, begun_, own_packed,
                  [&](const S* a, int64_t count) {
                    C* sum = bias_.get() + 2 * slab * H_ + height.begin + biases.begin;
@@ -136,7 +139,7 @@ class Gradients {
 
   // Writes the results.
   void finish(int threads) const {
-    for (const Weight& weight : weights_) weight.finish(threads);
+    for (const Weight& weight : weights_) weight.add_slabs(threads);
     for (int64_t m = 0; db_ && m < H_; ++m) {
       C sum = 0;
       for (int64_t slab = 0; slab < slabs_; ++slab) sum += bias_.get()[2 * slab * H_ + m];
@@ -152,36 +155,35 @@ class Gradients {
     const int64_t H;
     const Columns<C> columns;  // N
     const int64_t slabs;
-    const bool direct, at_once;  // c is the only sum, or is written tile by tile as there is but one chunk
-    const bool elsewhere;        // not wanted, or written by few_rows_gradient
-    const Scratch<C> sums;       // [slabs][H, padded columns]
+    const bool once;        // there is but one chunk, or nothing to add up
+    const Scratch<C> sums;  // [slabs], each the panels of [H, N]
 
     Weight(S* to, int64_t N, int64_t height, int64_t slabs_of, int64_t rows, bool few)
         : c(to),
           H(height),
           columns{N, kPanel},
           slabs(slabs_of),
-          direct(slabs == 1 && !kNarrow<S> && columns.padded() == N),
-          at_once(!direct && slabs == 1 && units<S>(rows) <= kChunk),
-          elsewhere(!to || few),
-          sums(direct || at_once || elsewhere ? 0 : slabs * H * columns.padded()) {}
+          once(!to || few || (slabs == 1 && units<S>(rows) <= kChunk)),
+          sums(once ? 0 : slabs * H * columns.padded()) {}
 
     int64_t vectors() const { return c ? columns.vectors() : 0; }
-    int64_t ldt() const { return columns.padded(); }
-    C* total(int64_t slab) const { return direct ? reinterpret_cast<C*>(c) : sums.get() + slab * H * ldt(); }
+    C* total(int64_t slab) const { return once ? nullptr : sums.get() + slab * H * columns.padded(); }
 
-    void finish(int threads) const {
-      if (direct || at_once || elsewhere) return;
+    void add_slabs(int threads) const {
+      if (once || slabs == 1) return;
       run_grid({team_for(slabs * H * columns.count, threads), 1}, [&](int id, Grid g) {
-        const Range own = share(H, 1, id, g.size());
-        for (int64_t m = own.begin; m < own.end; ++m)
-          for (int64_t n = 0; n < columns.count; n += kLanes<C>) {
-            const C* from = sums.get() + m * ldt() + n;
-            Vec<C> sum = load(from);
-            for (int64_t slab = 1; slab < slabs; ++slab) sum += load(from + slab * H * ldt());
-            const int64_t left = columns.count - n;
-            store_lanes(c + m * columns.count + n, sum, left < kLanes<C> ? int(left) : kLanes<C>);
+        const Range vectors = share(columns.vectors(), kPanel, id, g.size());
+        columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
+          C* first = total(0) + column * H;
+          for (int64_t i = 0; i < H * width * kLanes<C>; i += kLanes<C>) {
+            Vec<C> sum = load(first + i);
+            for (int64_t slab = 1; slab < slabs; ++slab) sum += load(first + slab * H * columns.padded() + i);
+            store(first + i, sum);
           }
+          each_vector(first, 0, int(H), column, width, columns.count, [&](int64_t m, int64_t n, int lanes, Vec<C> sum) {
+            store_lanes(c + m * columns.count + n, sum, lanes);
+          });
+        });
       });
     }
   };
@@ -195,6 +197,7 @@ class Gradients {
   S* const db_;  // [H], or null
   const int64_t H_;
   const bool few_;
+  int64_t left_;  // rows that are still to be added
   const int64_t slabs_;
   const Weight weights_[2];
   const Scratch<C> bias_;  // [slabs][2, H]: the sums, and what they have lost

@@ -7,9 +7,10 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-// Whether a tile asks for the sums that it will add to. With 16 registers it has 6 of them, which come as one, and
-// asking costs more: without, H = 1024 went from 78 to 83% of the FMA peak and H = 256 from 77 to 80 (Zen 3).
-constexpr bool kAskForSums = kRegisters == 32;
+// Bytes of sums from which on a tile asks for those that it will add to; fewer come from the second cache level, front
+// to back, by themselves. Asking always, H = 256 took 1.02 times as long; never, H = 1024 went from 83 to 78% of the
+// FMA peak (one thread of Zen 4). With 16 registers a tile has 6 sums, which come as one, and asking costs more.
+constexpr int64_t kFarSums = kRegisters == 32 ? 1024 * 1024 : INT64_MAX;
 
 // The rows of a matrix [.., width], which need not follow one another: row r is row r of `base`, or, with an index, row
 // index[r] of it, or, if that is negative, row ~index[r] of `other`.
@@ -31,20 +32,23 @@ struct Rows {
 // row; only the last rows, with none after them, are copied to the lane.
 template <class S, class U = Unit<S>>
 void pack_tile(const S* from, const S* end, int64_t ld, int64_t rows, int height, U* to) {
-  constexpr int L = kLanes<U>, P = kPerUnit<S>;
-  const int span = (height + L - 1) / L * L;
-  const U* to_end = to + units<S>(rows) * height;
-  for (int64_t k = 0; k < rows; k += P, from += P * ld, to += height) {
-    const S* second = P > 1 && k + 1 < rows ? from + ld : nullptr;
-    const auto at = [&](int i) { return second ? second + i : nullptr; };
-    if (end - (second ? second : from) >= span && to_end - to >= span) {
-      for (int i = 0; i < span; i += L) store(to + i, unite(from + i, at(i), L));
-    } else {
-      for (int i = 0; i < height; i += L) {
-        const int lanes = height - i < L ? height - i : L;
-        const Vec<U> v = unite(from + i, at(i), lanes);
-        memcpy(to + i, &v, size_t(lanes) * sizeof(U));
-      }
+  constexpr int L = kLanes<U>, P = kPerUnit<S>, span = (kMaxRows + L - 1) / L * L;
+  const int64_t K = units<S>(rows);
+  const int64_t readable = end - from < span ? 0 : ((end - from - span) / ld + 1) / P;
+  const int64_t writable = K * height < span ? 0 : (K * height - span) / height + 1;
+  int64_t whole = rows / P;
+  if (readable < whole) whole = readable;
+  if (writable < whole) whole = writable;
+  int64_t k = 0;
+  for (; k < whole; ++k, from += P * ld, to += height)
+#pragma GCC unroll 4
+    for (int i = 0; i < span; i += L) store(to + i, unite(from + i, from + (P - 1) * ld + i, L));
+  for (; k < K; ++k, from += P * ld, to += height) {
+    const S* second = P > 1 && k * P + 1 < rows ? from + ld : nullptr;
+    for (int i = 0; i < height; i += L) {
+      const int lanes = height - i < L ? height - i : L;
+      const Vec<U> v = unite(from + i, second ? second + i : nullptr, lanes);
+      memcpy(to + i, &v, size_t(lanes) * sizeof(U));
     }
   }
 }
@@ -87,9 +91,11 @@ struct Strip {
   Rows<S> b;
   Columns<C> columns;
   Range width;
-  C* total;  // [M, ldt]
-  int64_t ldt;
-  S* whole;         // [M, columns], or null: the result, if nothing is added to this slab
+  // What was added up so far, in panels [M, width] like those of a packed weight, or null for one chunk in all: a tile
+  // of it is one piece of memory. In rows 4 KiB apart, which compete for the same cache sets, H = 1024 reached 81
+  // instead of 87% of the FMA peak and H = 512 81 instead of 88 (two threads of Zen 4).
+  C* total;
+  S* whole;         // [M, columns], or null: the result, if these rows are the last to be added
   Unit<S>* packed;  // room for kChunk units of the strip
 
   int64_t first() const { return width.begin * kLanes<C>; }
@@ -105,8 +111,36 @@ struct Strip {
   }
 };
 
-// total[m, n] = sum over `rows` of a[r, m] b(r)[n], added to what it is if `begun`, for the columns m of a [R, M] in
-// `height` and two strips. A chunk of a is packed tile by tile (read where it lies, its rows would be 4 KiB apart at H
+// Packs rows [begin, begin + count) of a strip, at most kChunk units of them. Panels are taken four at a time, so that
+// a row, which has to be looked up, is found once for all of them: one at a time, the gradients took 1.01 to 1.02
+// times as long at H = 128 to 1024 (Zen 4).
+template <class S>
+void pack_strip(const Strip<S>& strip, int64_t begin, int64_t count) {
+  constexpr int L = kLanes<Compute<S>>, P = kPerUnit<S>, kTogether = 4;
+  const int64_t width = strip.columns.width * L, group = kTogether * width;
+  const int64_t whole = strip.width.end * L < strip.columns.count ? strip.width.end * L : strip.columns.count;
+  int64_t first = strip.first();
+  for (; first + group <= whole; first += group) {
+    Unit<S>* to = strip.packed + (first - strip.first()) * kChunk;
+    for (int64_t k = 0; k < count; k += P, to += width) {
+      const S* row = strip.b(begin + k) + first;
+      const S* second = P > 1 && k + 1 < count ? strip.b(begin + k + 1) + first : nullptr;
+#pragma GCC unroll 4
+      for (int panel = 0; panel < kTogether; ++panel)
+        for (int64_t j = 0; j < width; j += L) {
+          const int64_t at = panel * width + j;
+          store(to + panel * width * kChunk + j, unite(row + at, second ? second + at : nullptr, L));
+        }
+    }
+  }
+  strip.columns.each_panel(first / L, strip.width.end, [&](int64_t column, int vectors) {
+    pack_rows<S>([&](int64_t k) { return strip.b(begin + k); }, count, strip.columns.count, column, vectors,
+                 strip.packed + (column - strip.first()) * kChunk);
+  });
+}
+
+// Sums a[r, m] b(r)[n] over `rows`, added to `total` if `begun`, for the columns m of a [R, M] in `height` and two
+// strips. A chunk of a is packed tile by tile (read where it lies, its rows would be 4 KiB apart at H
 // = 1024 and compete for the same cache sets: 1.35 times slower) and one of b panel by panel; while they meet, the next
 // chunk is asked for, up to row `until`, where the next slab of the same thread ends. `beside`(a, rows) is called for
 // each chunk, while it is near.
@@ -119,6 +153,8 @@ void sum_slab(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2], Ran
   const int64_t meetings = tiles.count * (strips[0].panels() + strips[1].panels());
   const int64_t chunks = (units<S>(rows.size()) + kChunk - 1) / kChunk;
   const int64_t chunk = chunks > 0 ? (units<S>(rows.size()) + chunks - 1) / chunks * kPerUnit<S> : 0;
+  const bool far =
+      height.size() * (strips[0].width.size() + strips[1].width.size()) * L * int64_t(sizeof(C)) > kFarSums;
   const auto ahead_of = [&](auto row, int64_t bytes) { return Ahead{row, bytes ? rows.begin : until, until, bytes}; };
   Ahead a_ahead = ahead_of([=](int64_t r) { return a + r * M + height.begin; }, height.size() * int64_t(sizeof(S)));
   const auto strip_ahead = [&](const Strip<S>& strip) {
@@ -140,34 +176,30 @@ void sum_slab(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2], Ran
         pack_tile(a + begin * M + tiles[t].begin, a + R * M, M, count, int(tiles[t].size()),
                   a_tiles + (tiles[t].begin - height.begin) * kChunk);
     beside(a + begin * M, count);
-    for (const Strip<S>& strip : strips)
-      strip.each_panel([&](int64_t column, int vectors, Unit<S>* panel) {
-        pack_rows<S>([&](int64_t k) { return strip.b(begin + k); }, count, strip.columns.count, column, vectors, panel);
-      });
+    for (const Strip<S>& strip : strips) pack_strip(strip, begin, count);
     look_ahead_to(begin + count + chunk);
     for (const Strip<S>& strip : strips)
       strip.each_panel([&](int64_t column, int vectors, const Unit<S>* panel) {
         for (int64_t t = 0; t < tiles.count; ++t) {
           const Range tile = tiles[t];
-          const int64_t N = strip.columns.count;
-          C* to = strip.whole ? product : strip.total + tile.begin * strip.ldt + column;
-          const int64_t ldt = strip.whole ? vectors * L : strip.ldt;
+          const int64_t N = strip.columns.count, width = vectors * L;
+          C* to = strip.total ? strip.total + column * M + tile.begin * width : product;
+          S* whole = begin + count == rows.end ? strip.whole : nullptr;
           Wanted wanted;
-          if (strip.whole)
-            wanted.add_rows(strip.whole + tile.begin * N + column, N * int64_t(sizeof(S)), tile.size(),
-                            vectors * L * int64_t(sizeof(S)));
-          else if (kAskForSums)
-            wanted.add_rows(to, ldt * int64_t(sizeof(C)), tile.size(), vectors * L * int64_t(sizeof(C)));
+          if (whole)
+            wanted.add_rows(whole + tile.begin * N + column, N * int64_t(sizeof(S)), tile.size(),
+                            width * int64_t(sizeof(S)));
+          if (far && strip.total)
+            wanted.add_rows(to, width * int64_t(sizeof(C)), tile.size(), width * int64_t(sizeof(C)));
           a_ahead.add(a_lines, wanted);
           for (int i = 0; i < 2; ++i) b_ahead[i].add(b_lines[i], wanted);
           pick_tile<Unit<S>, Layout::kColumns>(int(tile.size()), vectors)(
-              a_tiles + (tile.begin - height.begin) * kChunk, tile.size(), panel, int64_t(vectors) * L, units<S>(count),
-              begun || begin > rows.begin, to, ldt, wanted);
-          if (strip.whole)
-            each_vector(product, tile.begin, int(tile.size()), column, vectors, N,
-                        [to = strip.whole, N](int64_t m, int64_t n, int lanes, Vec<C> value) {
-                          store_lanes(to + m * N + n, value, lanes);
-                        });
+              a_tiles + (tile.begin - height.begin) * kChunk, tile.size(), panel, width, units<S>(count),
+              begun || begin > rows.begin, to, width, wanted);
+          if (whole)
+            each_vector(
+                to, tile.begin, int(tile.size()), column, vectors, N,
+                [=](int64_t m, int64_t n, int lanes, Vec<C> value) { store_lanes(whole + m * N + n, value, lanes); });
         }
       });
   }
