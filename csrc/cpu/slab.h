@@ -9,8 +9,8 @@ namespace RNNFAST_ISA {
 
 // Bytes of sums from which on a tile asks for those that it will add to; fewer come from the second cache level, front
 // to back, by themselves. Asking always, H = 256 took 1.02 times as long; never, H = 1024 went from 83 to 78% of the
-// FMA peak (one thread of Zen 4). With 16 registers a tile has 6 sums, which come as one, and asking costs more.
-constexpr int64_t kFarSums = kRegisters == 32 ? 1024 * 1024 : INT64_MAX;
+// FMA peak (one thread of Zen 4).
+constexpr int64_t kFarSums = 1024 * 1024;
 
 // The rows of a matrix [.., width], which need not follow one another: row r is row r of `base`, or, with an index, row
 // index[r] of it, or, if that is negative, row ~index[r] of `other`.
