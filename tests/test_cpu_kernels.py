@@ -93,6 +93,13 @@ def test_many_rows(shape, dtype, instruction_set):
     compare(cases.make(shape, dtype), "tanh", False)
 
 
+# Rows that lie a multiple of 4 KiB apart in units, which are copied before they are multiplied.
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 13, 2048, 67), (2, 11, 70, 1024)], ids=str)
+def test_rows_that_compete_for_the_cache(shape, dtype, instruction_set):
+    compare(cases.make(shape, dtype), "tanh", False)
+
+
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(3, 5, 28, 64), (5, 4, 9, 33)], ids=str)
 def test_tensors_may_begin_anywhere(shape, dtype, instruction_set):

@@ -140,10 +140,10 @@ void pack_strip(const Strip<S>& strip, int64_t begin, int64_t count) {
 }
 
 // Sums a[r, m] b(r)[n] over `rows`, added to `total` if `begun`, for the columns m of a [R, M] in `height` and two
-// strips. A chunk of a is packed tile by tile (read where it lies, its rows would be 4 KiB apart at H
-// = 1024 and compete for the same cache sets: 1.35 times slower) and one of b panel by panel; while they meet, the next
-// chunk is asked for, up to row `until`, where the next slab of the same thread ends. `beside`(a, rows) is called for
-// each chunk, while it is near.
+// strips. A chunk of a is packed tile by tile (read where it lies, its rows would be 4 KiB apart at H = 1024 and
+// compete for the same cache sets: 1.35 times slower) and one of b panel by panel; while they meet, the next chunk is
+// asked for, up to row `until`, where the next slab of the same thread ends. `beside`(a, rows) is called for each
+// chunk, while it is near.
 template <class S, class Beside>
 void sum_slab(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2], Range rows, Range height, int64_t until,
               bool begun, Unit<S>* a_tiles, const Beside& beside) {
