@@ -42,12 +42,13 @@ constexpr bool compete(int64_t K) {
 // Copies rows [0, count) of a [.., K] in units, `ld` units from one to the next.
 template <class S>
 INLINE void copy_units(const S* a, int64_t count, int64_t K, Unit<S>* copy, int64_t ld) {
-  if (ld == units<S>(K) && kPerUnit<S> == 1) return copy_lanes(a, count * K, copy);
-  for (int64_t r = 0; r < count; ++r, a += K, copy += ld)
-    if constexpr (kPerUnit<S> == 1)
-      copy_lanes(a, K, copy);
-    else
+  if constexpr (kPerUnit<S> == 1) {
+    if (ld == K) return copy_lanes(a, count * K, copy);
+    for (int64_t r = 0; r < count; ++r) copy_lanes(a + r * K, K, copy + r * ld);
+  } else {
+    for (int64_t r = 0; r < count; ++r, a += K, copy += ld)
       for (int64_t k = 0, at = 0; k < K; k += kPerUnit<S>) copy[at++] = unit_at(a + k, K - k);
+  }
 }
 
 inline Grid plan_product(int64_t R, int64_t K, int64_t N, int threads) {
