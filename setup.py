@@ -61,6 +61,14 @@ def cuda_extension():
 class BuildExt(build_ext):
     """Adds each kernel file's own flags, and what nvcc makes."""
 
+    def copy_extensions_to_source(self):
+        """An optional extension that could not be built must not leave an older one in its place."""
+        for ext in self.extensions:
+            name = self.get_ext_filename(ext.name)
+            if not Path(self.build_lib, name).exists():
+                Path(name).unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+
     def build_extension(self, ext):
         if ext.name == CUDA:
             try:
