@@ -9,7 +9,7 @@ backends and torch.nn.RNN (cuDNN) over layers of all sizes, dtypes and batches; 
 steps and torch.nn.RNNCell; `graphs`, capture in CUDA graphs and replay; `latency`, the parts of a step
 (`bench.gpu_latency`); `peaks`, copies and large products; `kernels`, the kernels that cuDNN chooses;
 `sanitizer`, NVIDIA's compute-sanitizer over short runs of the kernels that use shared memory. `--parts`
-chooses among them. Without a GPU every part is skipped, and the file says so.
+chooses among them, `--backends` among ours. Without a GPU every part is skipped, and the file says so.
 
 DIR/PART.json is written as a part goes, so that a part that is stopped keeps what it has; DIR/gpu.json has
 all of them, with device, driver, versions and commit, and a table is printed last. Nothing but torch and
@@ -39,9 +39,11 @@ from bench.gpu_check import BACKENDS, HIDDEN, KINDS, Put, check
 from bench.gpu_peaks import peaks
 from bench.gpu_timing import steps, timing
 
+Backends = tuple[str, ...]
+
 SECONDS = {
     "check": 130,
-    "timing": 170,
+    "timing": 240,
     "steps": 40,
     "graphs": 20,
     "latency": 30,
@@ -61,9 +63,9 @@ def check_group(kind: str, hidden: tuple[int, ...], backend: str) -> dict[str, d
     return found
 
 
-def check_all(put: Put) -> None:
+def check_all(put: Put, backends: Backends) -> None:
     groups = [
-        (kind, hidden, name) for name in reversed(BACKENDS) for hidden in reversed(HIDDEN) for kind in KINDS
+        (kind, hidden, name) for name in reversed(backends) for hidden in reversed(HIDDEN) for kind in KINDS
     ]
     # Every process has a context of its own, in the GPU's memory, too.
     workers = min(len(groups), os.cpu_count() or 1, max(1, torch.cuda.mem_get_info()[0] >> 31))
@@ -78,7 +80,7 @@ def check_all(put: Put) -> None:
 SANITIZED = """
 import torch, rnnfast
 from rnnfast import dispatch
-for backend in ("cuda", "triton"):
+for backend in BACKENDS:
     for dtype in (torch.bfloat16, torch.float32) if dispatch.unavailable(backend) is None else ():
         for hidden in (33, 64, 128, 256, 300):
             rnn = rnnfast.RNN(8, hidden, device="cuda", dtype=dtype, backend=backend)
@@ -87,19 +89,20 @@ torch.cuda.synchronize()
 """
 
 
-def sanitizer(put: Put) -> None:
+def sanitizer(put: Put, backends: Backends) -> None:
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(program).exists():
         put("compute-sanitizer", {"status": "unavailable", "reason": f"{program} does not exist"})
         return
     for tool in ("memcheck", "racecheck"):
-        command = [program, f"--tool={tool}", "--error-exitcode=9", sys.executable, "-c", SANITIZED]
+        code = f"BACKENDS = {backends!r}{SANITIZED}"
+        command = [program, f"--tool={tool}", "--error-exitcode=9", sys.executable, "-c", code]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         status = "right" if result.returncode == 0 else "wrong"
         put(tool, {"status": status, "output": (result.stdout + result.stderr)[-4000:]})
 
 
-def latency(put: Put) -> None:
+def latency(put: Put, backends: Backends) -> None:
     for name, figures in gpu_latency.run()["latency"].items():
         put(
             name,
@@ -109,19 +112,19 @@ def latency(put: Put) -> None:
 
 # ---- all together ----------------------------------------------------------------------------------
 
-PARTS: dict[str, Callable[[Put], None]] = {
+PARTS: dict[str, Callable[[Put, Backends], None]] = {
     "check": check_all,
-    "timing": timing,
-    "steps": steps,
-    "graphs": lambda put: gpu_graphs.graphs(put, BACKENDS),
+    "timing": lambda put, backends: timing(put, backends=backends),
+    "steps": lambda put, backends: steps(put, backends=backends),
+    "graphs": gpu_graphs.graphs,
     "latency": latency,
-    "peaks": peaks,
-    "kernels": gpu_graphs.kernels,
+    "peaks": lambda put, backends: peaks(put),
+    "kernels": lambda put, backends: gpu_graphs.kernels(put),
     "sanitizer": sanitizer,
 }
 
 
-def run_part(name: str, folder: Path) -> None:
+def run_part(name: str, folder: Path, backends: Backends) -> None:
     found: dict[str, Any] = {}
 
     def put(key: str, value: Any) -> None:
@@ -130,7 +133,7 @@ def run_part(name: str, folder: Path) -> None:
         partial.write_text(json.dumps(found, indent=1))
         partial.replace(folder / f"{name}.json")
 
-    PARTS[name](put)
+    PARTS[name](put, backends)
 
 
 def summary(parts: dict[str, dict], ended: dict[str, str]) -> tuple[str, bool]:
@@ -161,11 +164,12 @@ def driver() -> Optional[str]:
     return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
-def run_in_time(name: str, folder: Path) -> str:
+def run_in_time(name: str, folder: Path, backends: Backends) -> str:
     """Runs a part in a process of its own; how that ended."""
     if not torch.cuda.is_available():
         return "skipped: torch finds no CUDA device"
     command = [sys.executable, "-m", "bench.gpu", "--out", str(folder), "--only", name]
+    command += ["--backends", *backends]
     process = subprocess.Popen(command, start_new_session=True)
     try:
         code = process.wait(SECONDS[name])
@@ -182,11 +186,12 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder for the results")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)  # how a part's process is started
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.only:
-        run_part(options.only, options.out)
+        run_part(options.only, options.out, tuple(options.backends))
         return 0
     here = {**environment.describe(), "driver": driver(), "cudnn": torch.backends.cudnn.version()}
     ended: dict[str, str] = {}
@@ -194,7 +199,7 @@ def main(arguments: list[str]) -> int:
     for name in options.parts:
         file = options.out / f"{name}.json"
         file.unlink(missing_ok=True)
-        ended[name] = run_in_time(name, options.out)
+        ended[name] = run_in_time(name, options.out, tuple(options.backends))
         parts[name] = json.loads(file.read_text()) if file.exists() else {}
         everything = {"environment": here, "ended": ended, **parts}
         (options.out / "gpu.json").write_text(json.dumps(everything, indent=1) + "\n")

@@ -23,24 +23,22 @@ _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lam
 
 
 def _higher_order(*grads: Optional[Tensor]) -> bool:
-    """Whether a backward is itself to be differentiated or transformed.
-
-    `torch.autograd.grad(is_grads_batched=True)` shows only on the gradients that it sends.
-    """
+    """Whether a backward is itself to be differentiated or transformed."""
     if torch.is_grad_enabled() or needs_composite():
         return True
-    if not torch.compiler.is_compiling():
-        for grad in grads:
-            if grad is not None and _is_legacy_batched(grad):
-                return True
-    return False
+    return not torch.compiler.is_compiling() and _batched(*grads)
+
+
+def _batched(*grads: Optional[Tensor]) -> bool:
+    """Whether `torch.autograd.grad(is_grads_batched=True)` sends these: it shows on nothing else."""
+    return any(grad is not None and _is_legacy_batched(grad) for grad in grads)
 
 
 def _plain_backward(*arguments: Any) -> Any:
     """What a backward returns, the short way where it is open, or the backend that computes it, else None.
 
-    Never the former for what is `_higher_order`: gradients sent by `is_grads_batched` have no memory of their
-    own.
+    What is `_higher_order` gets neither, but for gradients that are `_batched`: they have no memory of their
+    own, and for them the answer may be a backend.
     """
     if not plain.ready or is_grad_enabled() or not undisturbed():
         return None
@@ -127,22 +125,23 @@ class Sequence(torch.autograd.Function):
     def backward(ctx: Any, grad_out, grad_hn):
         x, h0, weight_ih, weight_hh, out, batch_sizes = ctx.saved_tensors
         flags, (nonlinearity, reverse, backend) = ctx.needs_input_grad, ctx.rest
-        found = None
+        needs = _needs(flags)
         if batch_sizes is None:
             rest = (nonlinearity, reverse, backend, flags)
-            found = _plain_backward(grad_out, grad_hn, x, h0, weight_ih, weight_hh, out, *rest)
+            inputs = (grad_out, grad_hn, x, h0, weight_ih, weight_hh, out)
+            found = _plain_backward(*inputs, *rest)
             if type(found) is tuple:
                 return found
+            if found is not None and not _batched(grad_out, grad_hn):
+                grads = ops.run_plain_sequence_backward(found, *inputs, nonlinearity, reverse, needs)
+                return None, *_of_tensors(grads, flags), None, None, None, None
         stacked = h0.dim() == 3
         if stacked:
             h0, grad_hn = h0.squeeze(0), None if grad_hn is None else grad_hn.squeeze(0)
         inputs = (grad_out, grad_hn, x, h0, weight_ih, weight_hh, out)
-        needs = _needs(flags)
         walk = (batch_sizes, nonlinearity, reverse)
         if _higher_order(grad_out, grad_hn):
             grads = _composite_sequence_backward(*inputs, *walk, needs)
-        elif found is not None:
-            grads = ops.run_sequence_backward(found, *inputs, *walk, needs)
         elif watched(*inputs):
             listed = torch.ops.rnnfast.rnn_sequence_backward(*inputs, *walk, list(needs), backend)
             grads = ops.unlisted(listed, needs)

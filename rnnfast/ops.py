@@ -321,6 +321,42 @@ def run_sequence_backward(
     return grads if grads.x is None else grads._replace(x=grads.x.view(x.shape))
 
 
+def run_plain_sequence_backward(
+    solver: Backend,
+    grad_out: Optional[Tensor],  # like out; None stands for zeros
+    grad_hn: Optional[Tensor],  # like h0; None stands for zeros
+    x: Tensor,  # [T, B, I]
+    h0: Tensor,  # [B, H] or, as a module has it, [1, B, H]
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    out: Tensor,  # [T, B, H]
+    nonlinearity: str,
+    reverse: bool,
+    needs: Needs,
+) -> Grads:  # h0 like h0
+    """`run_sequence_backward` for tensors that `plain` has found to be dense, but for what autograd sends."""
+    steps, batch, input_size = x.shape
+    grads = solver.sequence_backward(
+        None if grad_out is None else _dense(grad_out).view(steps * batch, -1),
+        None if grad_hn is None else _dense(grad_hn).view(batch, -1),
+        x.view(steps * batch, input_size),
+        h0.view(batch, -1),
+        weight_ih,
+        weight_hh,
+        out.view(steps * batch, -1),
+        nonlinearity,
+        None,
+        reverse,
+        needs,
+    )
+    dx, dh0 = grads[:2]
+    if dx is None and dh0 is None:
+        return grads
+    return grads._replace(
+        x=None if dx is None else dx.view(x.shape), h0=None if dh0 is None else dh0.view(h0.shape)
+    )
+
+
 @_operator(
     "rnn_sequence_backward(Tensor? grad_out, Tensor? grad_hn, Tensor x, Tensor h0, Tensor weight_ih,"
     " Tensor weight_hh, Tensor out, Tensor? batch_sizes, str nonlinearity, bool reverse, bool[] needs,"

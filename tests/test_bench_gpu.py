@@ -62,13 +62,13 @@ def test_timing_and_summary(tmp_path, monkeypatch):
 
 
 def test_part_keeps_what_it_has(tmp_path, monkeypatch):
-    def stopped(put):
+    def stopped(put, backends):
         put("first", 1)
         raise KeyboardInterrupt
 
     monkeypatch.setitem(gpu.PARTS, "check", stopped)
     with pytest.raises(KeyboardInterrupt):
-        gpu.run_part("check", tmp_path)
+        gpu.run_part("check", tmp_path, ("cuda", "triton"))
     assert json.loads((tmp_path / "check.json").read_text()) == {"first": 1}
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.cuda import current_device
 
 from .base import Grads, Needs, Problem
-from .precision import products_as_cudnn, tf32
+from .precision import products_as_cudnn, tf32, unrecorded
 from .recurrence import RecurrenceBackend, Walk
 
 native: Any = None
@@ -116,12 +116,13 @@ class CudaBackend(RecurrenceBackend):
         tensors = (grad, out, weight_ih, weight_hh, dpre, dx, dh)
         self._launch("step_backward", h, nonlinearity, dict(zip("BIH", sizes, strict=True)), sizes, tensors)
         # Sums over the batch are plain products, and large enough to pay only where torch's are good at them.
-        with torch.no_grad(), products_as_cudnn(x.dtype):
+        with unrecorded(), products_as_cudnn(x.dtype):
+            columns = dpre.t()
             return Grads(
                 x=dx,
                 h0=dh,
-                weight_ih=dpre.t() @ x if needs.weight_ih else None,
-                weight_hh=dpre.t() @ h if needs.weight_hh else None,
+                weight_ih=columns @ x if needs.weight_ih else None,
+                weight_hh=columns @ h if needs.weight_hh else None,
                 bias=dpre.sum(0) if needs.bias else None,
             )
 

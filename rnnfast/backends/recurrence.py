@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, split_with_sizes
 from torch.nn.functional import linear
 
 from .base import Backend, Grads, Needs
-from .precision import products_as_cudnn
+from .precision import products_as_cudnn, unrecorded
 
 
 class Walk(NamedTuple):
@@ -63,7 +63,7 @@ class RecurrenceBackend(Backend):
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
         bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
-        with torch.no_grad(), products_as_cudnn(x.dtype):
+        with unrecorded(), products_as_cudnn(x.dtype):
             pre = linear(x, weight_ih, bias)
         if pre.shape[0] == 0:
             return pre, h0.clone()
@@ -89,12 +89,13 @@ class RecurrenceBackend(Backend):
             dpre, dh0 = torch.empty_like(out), torch.empty_like(h0)
         else:
             dpre, dh0 = self.recurrence_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, walk)
-        with torch.no_grad(), products_as_cudnn(x.dtype):
+        with unrecorded(), products_as_cudnn(x.dtype):
+            columns = dpre.t()
             return Grads(
                 x=dpre @ weight_ih if needs.x else None,
                 h0=dh0 if needs.h0 else None,
-                weight_ih=dpre.t() @ x if needs.weight_ih else None,
-                weight_hh=_weight_hh_gradient(dpre, h0, out, walk) if needs.weight_hh else None,
+                weight_ih=columns @ x if needs.weight_ih else None,
+                weight_hh=_weight_hh_gradient(columns, h0, out, walk) if needs.weight_hh else None,
                 bias=dpre.sum(0) if needs.bias else None,
             )
 
@@ -108,20 +109,22 @@ def _walk(x: Tensor, h0: Tensor, batch_sizes: Optional[Tensor], reverse: bool) -
 
 
 def _weight_hh_gradient(
-    dpre: Tensor,  # [R, H]
+    dpre: Tensor,  # [H, R], a transposed matrix
     h0: Tensor,  # [B, H]
     out: Tensor,  # [R, H]
     walk: Walk,
 ) -> Tensor:  # [H, H]
-    """``dpre.T @ h_prev``. Densely h_prev is `out` shifted by a step: two products and no copy."""
+    """``dpre @ h_prev``. Densely h_prev is `out` shifted by a step: two products and no copy."""
     if walk.sizes is not None:
-        return dpre.t() @ torch.cat([h0, out]).index_select(0, _previous_rows(walk).to(out.device))
-    shift, rows = walk.batch, out.shape[0]
+        return dpre @ torch.cat([h0, out]).index_select(0, _previous_rows(walk).to(out.device))
+    first, rest = walk.batch, out.shape[0] - walk.batch
     if walk.reverse:
-        first, later, earlier = dpre[rows - shift :], dpre[: rows - shift], out[shift:]
+        later, started = split_with_sizes(dpre, (rest, first), 1)
+        earlier = out[first:]
     else:
-        first, later, earlier = dpre[:shift], dpre[shift:], out[: rows - shift]
-    return (later.t() @ earlier).addmm_(first.t(), h0)
+        started, later = split_with_sizes(dpre, (first, rest), 1)
+        earlier = out[:rest]
+    return (later @ earlier).addmm_(started, h0)
 
 
 def _previous_rows(walk: Walk) -> Tensor:  # [R]
