@@ -1,4 +1,4 @@
-"""Dispatch's table of where a GPU backend is ahead, from what `bench.gpu` measured:
+"""Dispatch's table of where a GPU backend is ahead, from what bench.gpu and `bench.run --suite gpu` measured:
 
     python -m bench.crossover DIR/gpu.json ... [--backend cuda] [--write]
 
@@ -6,9 +6,9 @@ prints the rows of `rnnfast/crossovers.py`, or writes that file. A row covers st
 training, one dtype, one measured hidden size and those under it down to the next, batches up to the largest
 one at and under which every measured cell was won or lost by less than 3%, and as many steps as the cells
 had, or more. Where shorter sequences were won, too, longer ones of larger batches may have a row of their
-own. float32 counts where it was measured and won with TF32 and without. Of several
-files, from several devices, a cell counts as won if it was lost in none. Nothing is claimed beyond what was
-measured: not for larger batches or layers, nor for fewer steps.
+own. float32 counts where it was measured and won with TF32 and without. Of several files a cell counts as won
+if it was lost in none. Nothing is claimed beyond what was measured, not for larger batches or layers, nor for
+fewer steps; but more steps than were measured of a batch are taken to be no worse.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from bench.store import read
 
@@ -27,11 +26,11 @@ THEIRS = "torch-rnn"
 TABLE = Path(__file__).parents[1] / "rnnfast" / "crossovers.py"
 
 
-def rows(cells: Mapping[Any, dict], backend: str) -> list[tuple]:
+def rows(measured: Iterable[dict], backend: str) -> list[tuple]:
     """(kind, training, dtype, least and largest hidden size, largest batch, fewest steps) of each region."""
     ahead: dict[tuple, dict[int, bool]] = defaultdict(dict)  # by all of a row but for its batch
     precisions = defaultdict(set)
-    for entry in cells.values():
+    for entry in measured:
         case, results = entry["case"], entry["results"]
         ours = results.get(f"rnnfast-{backend}", {}).get("median")
         theirs = results.get(THEIRS, {}).get("median")
@@ -48,7 +47,7 @@ def rows(cells: Mapping[Any, dict], backend: str) -> list[tuple]:
         longer = [won for other, won in ahead.items() if other[:4] == key[:4] and other[4] > steps]
         most = 0
         for batch, won in sorted(batches.items()):
-            if not (won and all(other.get(batch, False) for other in longer)):
+            if not (won and all(other.get(batch, True) for other in longer)):
                 break
             most = batch
         if most > covered[key[:4]]:
@@ -58,6 +57,17 @@ def rows(cells: Mapping[Any, dict], backend: str) -> list[tuple]:
             )
             found.append((*layer, below + 1, hidden, most, steps))
     return found
+
+
+def cells(run: dict) -> Iterator[dict]:
+    """What a file has of plain layers and steps, named by kind as in `bench.gpu_check`."""
+    for part in ("timing", "steps"):
+        yield from run.get(part, {}).values()
+    for cell in run.get("cells", {}).values():  # of bench.run, which does without TF32
+        case = cell["case"]
+        plain = case["layout"] == "dense" and case["nonlinearity"] == "tanh"
+        if plain and case["input_size"] == case["hidden_size"]:
+            yield {"kind": case["dtype"], **cell}
 
 
 def main(arguments: list[str]) -> int:
@@ -70,8 +80,6 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     runs = [read(path) for path in options.json]
     sources = [f"{run['environment']['gpu']}, commit {run['environment']['commit']}" for run in runs]
-    parts = [part for run in runs for part in (run["timing"], run["steps"])]
-    cells = {(i, key): cell for i, part in enumerate(parts) for key, cell in part.items()}
     lines = [
         f'"""Where the {options.backend} backend was measured to be ahead of cuDNN:',
         "",
@@ -82,7 +90,7 @@ def main(arguments: list[str]) -> int:
         "",
         "# kind, training, dtype, least and largest hidden size, largest batch, fewest steps",
         f"{options.backend.upper()} = (",
-        *(f"    {row}," for row in rows(cells, options.backend)),
+        *(f"    {row}," for row in rows([c for run in runs for c in cells(run)], options.backend)),
         ")",
     ]
     text = "\n".join(lines).replace("'", '"') + "\n"

@@ -199,6 +199,8 @@ def plain_step(
     needed = grad and needs_grad(*tensors, input, hx)
     if isinstance(found, Backend):
         h = input.new_zeros(input.shape[0], weight_hh.shape[0]) if hx is None else hx
+        if found.name == "aten":
+            return torch_step(input, h, *tensors, nonlinearity)
         if not needed:
             return found.step_forward(input, h, *tensors, nonlinearity)
     elif not needed:
@@ -247,6 +249,8 @@ def plain_sequence(
     needed = grad and needs_grad(*tensors, input, h0)
     if isinstance(found, Backend):
         h = input.new_zeros(1, input.shape[1], weight_hh.shape[0]) if h0 is None else h0
+        if found.name == "aten":
+            return torch_sequence(input, h, *tensors, nonlinearity, None, reverse)
         if not needed:
             return ops.run_plain_sequence(found, input, h, *tensors, nonlinearity, reverse)
     elif not needed:

@@ -1,8 +1,9 @@
 """The short way to the kernels: a native call that checks a plain call and, on the CPU, computes it, too.
 
 Plain are dense tensors of torch's own types, of one dtype, on one device and with shapes that fit, for which
-dispatch names the CPU backend or one for GPUs (csrc/cpu/plain.cpp tells), while `context.undisturbed`. The
-answer is the result or, on a GPU, the backend, whose methods compute it. For anything else it is None, as it
+dispatch names the CPU backend, one for GPUs or torch's own (csrc/cpu/plain.cpp tells), while
+`context.undisturbed`. The answer is the CPU backend's result or another backend, left to compute it. For
+anything else it is None, as it
 is where torch has no table of C functions to look into tensors with (before 2.10) or the native extension is
 missing. The general way then finds out what to do, and is the only one to raise.
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from . import dispatch
 from .backends import cpu
+from .backends.aten import AtenBackend
 from .backends.recurrence import RecurrenceBackend
 
 # What they take and return is said above them in csrc/cpu/plain.cpp.
@@ -32,7 +34,7 @@ ready: bool = step is not None and cpu.native.plain_setup(
     torch.nn.Parameter,
     dispatch.find,
     cpu.CpuBackend,
-    RecurrenceBackend,
+    (RecurrenceBackend, AtenBackend),
     torch.device("cpu"),
     tuple(cpu.DTYPES),
     torch.empty_like,

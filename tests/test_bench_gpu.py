@@ -101,7 +101,7 @@ def test_crossover():
     for index, value in enumerate(cells):
         if value["results"]["rnnfast-cuda"]["median"] is None:
             cells[index]["results"]["rnnfast-cuda"] = {"status": "refused"}
-    assert crossover.rows(dict(enumerate(cells)), "cuda") == [
+    assert crossover.rows(cells, "cuda") == [
         ("sequence", False, "bfloat16", 1, 64, 16, 512),
         ("sequence", False, "bfloat16", 65, 128, 1, 512),
         ("sequence", False, "bfloat16", 257, 512, 16, 32),
@@ -112,13 +112,9 @@ def test_crossover():
 
 def test_crossover_of_float32_needs_both_precisions():
     cells = [measured(1, hidden, 1, 2, kind=kind) for hidden in (64, 128) for kind in ("tf32", "float32")]
-    assert crossover.rows(dict(enumerate(cells[:3])), "cuda") == [
-        ("sequence", False, "float32", 1, 64, 1, 512)
-    ]
+    assert crossover.rows(cells[:3], "cuda") == [("sequence", False, "float32", 1, 64, 1, 512)]
     lost = measured(1, 64, 3, 2, kind="tf32")
-    assert crossover.rows(dict(enumerate([*cells[1:], lost])), "cuda") == [
-        ("sequence", False, "float32", 65, 128, 1, 512)
-    ]
+    assert crossover.rows([*cells[1:], lost], "cuda") == [("sequence", False, "float32", 65, 128, 1, 512)]
 
 
 def test_crossover_of_several_devices(tmp_path, monkeypatch):
@@ -136,9 +132,34 @@ def test_crossover_of_several_devices(tmp_path, monkeypatch):
     assert found["CUDA"] == (("sequence", False, "bfloat16", 1, 64, 1, 512),)
 
 
+def test_crossover_reads_the_suite_gpu_too():
+    """Its plain cells: longer sequences of a batch that was not measured are no objection, a loss is one."""
+
+    def of_suite(batch, ours, hidden=64, **changed):
+        cell = measured(batch, hidden, ours, 2, steps=100)
+        plain = {"layout": "dense", "nonlinearity": "tanh", "input_size": hidden}
+        return {"case": {**cell["case"], **plain, **changed}, "results": cell["results"]}
+
+    cells = [
+        of_suite(1, ours=1),
+        of_suite(16, ours=1),
+        of_suite(16, ours=3, layout="packed"),
+        of_suite(16, ours=3, nonlinearity="relu"),
+        of_suite(16, ours=3, input_size=28),
+        of_suite(64, ours=3),
+        of_suite(1, ours=1, hidden=128, dtype="float32"),  # with TF32 it was not measured
+    ]
+    timing = [measured(1, 64, 1, 2), measured(64, 64, 1, 2)]
+    runs = [{"cells": dict(enumerate(cells))}, {"timing": dict(enumerate(timing))}]
+    assert crossover.rows([cell for run in runs for cell in crossover.cells(run)], "cuda") == [
+        ("sequence", False, "bfloat16", 1, 64, 16, 100),
+        ("sequence", False, "bfloat16", 1, 64, 64, 512),
+    ]
+
+
 def test_the_tables_are_what_was_measured(tmp_path, monkeypatch, capsys):
     root = crossover.TABLE.parents[1]
-    results = [root / "bench" / "results" / name for name in ("gpu-h100.json", "gpu-h200.json")]
+    results = [root / "bench" / "results" / name for name in ("gpu-h200-timing.json", "gpu-suite-h200.json")]
     assert gpu_table.main([str(results[0])]) == 0
     assert capsys.readouterr().out in (root / "README.md").read_text()
     before = crossover.TABLE.read_text()

@@ -203,7 +203,49 @@ def test_transforms_tracers_and_fake_tensors(taken):
     assert "sequence" not in taken
 
 
-@pytest.mark.parametrize("backend", ["eager", "aten", "unknown"])
+@each_dtype
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("hx", [True, False])
+@pytest.mark.parametrize("cell", [False, True])
+def test_calls_that_are_left_to_torch(cell, hx, bias, dtype, taken):
+    """torch's own backend is called at once: results and gradients are its modules'."""
+    theirs, ours = (
+        (m.RNNCell if cell else m.RNN)(5, 7, bias=bias, dtype=dtype, **options)
+        for m, options in ((torch.nn, {}), (rnnfast, {"backend": "aten"}))
+    )
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn((2, 5) if cell else (3, 2, 5), dtype=dtype)
+    h = torch.randn((2, 7) if cell else (1, 2, 7), dtype=dtype) if hx else None
+
+    def results(module):
+        with torch.no_grad():
+            computed = module(x, h)
+        leaves = [t.clone().requires_grad_() for t in (x, h) if t is not None]
+        outputs = module(*leaves)
+        total = outputs.sum() if cell else sum(o.sum() for o in outputs)
+        return computed, torch.autograd.grad(total, [*leaves, *module.parameters()])
+
+    short, general = both_ways(lambda: results(ours))
+    assert taken == 2 * ["step" if cell else "sequence"]
+    assert_identical(short, general)
+    assert_identical(short, results(theirs))
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"nonlinearity": "relu"}], ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+def test_functions_that_are_left_to_torch(grad, options, taken):
+    args = [a.requires_grad_(grad) for a in arguments()]
+    for missing in ((), (4,), (5,)):  # with one bias only, too
+        some = [None if i in missing else a for i, a in enumerate(args)]
+        assert_identical(*both_ways(lambda some=some: rnn_sequence(*some, **options, backend="aten")))
+    assert taken == 3 * ["sequence"]
+    if "reverse" not in options:
+        args = [a.requires_grad_(grad) for a in arguments(step=True)]
+        assert_identical(*both_ways(lambda: rnn_step(*args, **options, backend="aten")))
+        assert taken[3:] == ["step"]
+
+
+@pytest.mark.parametrize("backend", ["eager", "unknown"])
 def test_other_backends(backend, taken):
     args = arguments()
     assert_identical(*both_ways(lambda: rnn_sequence(*args, backend=backend)))
@@ -237,14 +279,14 @@ def test_auto_leaves_to_others_what_dispatch_says(taken, monkeypatch):
     dispatch.find.cache_clear()
     try:
         args = arguments()
-        rnn_sequence(*args)
-        assert taken == ["sequence"]
         args[3].requires_grad_()
-        rnn_sequence(*args)
-        assert taken == ["sequence"]
+        assert type(rnn_sequence(*args, backend="cpu")[0].grad_fn).__name__ == "SequenceBackward"
+        assert type(rnn_sequence(*args)[0].grad_fn).__name__ != "SequenceBackward"
+        ours, theirs = (rnn_sequence(*args, backend=name)[0] for name in ("cpu", "aten"))
         with torch.no_grad():
-            rnn_sequence(*args)
-        assert taken == ["sequence", "sequence"]
+            assert torch.equal(rnn_sequence(*args)[0], ours)
+        assert torch.equal(rnn_sequence(*args)[0], theirs)
+        assert taken == 6 * ["sequence"]
     finally:
         dispatch.find.cache_clear()
 

@@ -32,7 +32,7 @@ def torch_step(
 
 def torch_sequence(
     x: Tensor,  # [T, B, I], or [R, I] with batch_sizes
-    h0: Tensor,
+    h0: Tensor,  # [B, H] or, as torch has it, [1, B, H]
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias_ih: Optional[Tensor],
@@ -40,30 +40,35 @@ def torch_sequence(
     nonlinearity: str,
     batch_sizes: Optional[Tensor],
     reverse: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # out, h_n like h0
     """One layer in torch's own operator, differentiable by torch.
 
     torch offers the reverse direction only as half of a bidirectional layer, so here the rows of each
     sequence are turned round instead, before and after.
     """
+    if h0.dim() < 3:
+        walk = (nonlinearity, batch_sizes, reverse)
+        out, h_n = torch_sequence(x, h0.unsqueeze(0), weight_ih, weight_hh, bias_ih, bias_hh, *walk)
+        return out, h_n.squeeze(0)
     layer = torch.rnn_tanh if nonlinearity == "tanh" else torch.rnn_relu
     weights = [weight_ih, weight_hh]
     has_biases = bias_ih is not None or bias_hh is not None
-    if has_biases:
+    if bias_ih is not None and bias_hh is not None:
+        weights += [bias_ih, bias_hh]
+    elif has_biases:
         zeros = weight_hh.new_zeros(weight_hh.shape[0])
         weights += [zeros if bias is None else bias for bias in (bias_ih, bias_hh)]
     # cuDNN differentiates only what was computed in training mode; without dropout that changes nothing else.
     training = torch.is_grad_enabled()
-    rest = (h0.unsqueeze(0), weights, has_biases, 1, 0.0, training, False)
+    rest = (h0, weights, has_biases, 1, 0.0, training, False)
     if batch_sizes is None:
         out, h_n = layer(x.flip(0) if reverse else x, *rest, False)
-        return (out.flip(0) if reverse else out), h_n.squeeze(0)
+        return (out.flip(0) if reverse else out), h_n
     if not reverse:
-        out, h_n = layer(x, batch_sizes, *rest)
-        return out, h_n.squeeze(0)
+        return layer(x, batch_sizes, *rest)
     turn = _reversed_rows(batch_sizes).to(x.device)
     out, h_n = layer(x.index_select(0, turn), batch_sizes, *rest)
-    return out.index_select(0, turn), h_n.squeeze(0)
+    return out.index_select(0, turn), h_n
 
 
 def _reversed_rows(batch_sizes: Tensor) -> Tensor:
