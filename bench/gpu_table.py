@@ -1,7 +1,7 @@
 """The table that `bench.gpu` prints: us per step of every contender, and ours over cuDNN.
 
-`python -m bench.gpu_table bench/results/gpu-h100.json --write README.md` puts a short one between the markers
-of a document.
+`python -m bench.gpu_table bench/results/gpu-h200-timing.json --write README.md` puts a short one between the
+markers of a document.
 """
 
 from __future__ import annotations
