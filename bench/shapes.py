@@ -163,7 +163,7 @@ def gpu() -> list[Case]:
     others += [_square(32, 256, layout=layout) for layout in ("packed", "bidirectional")]
     single = [Case(1, B, H, H, kind="step") for B, H in [(1, 64), (32, 256), (256, 1024)]]
     cases = _both_modes(plane + steps_axis + others + single)
-    # XLA takes 1 to 10 s to compile a cell of bfloat16 and up to 28 of float32, most of it to tune the products.
+    # XLA compiles for 1 to 10 s a cell in bfloat16 and up to 28 in float32, most of it to tune the products.
     return [replace(c, device="cuda", dtype=dtype) for dtype in ("bfloat16", "float32") for c in cases]
 
 
