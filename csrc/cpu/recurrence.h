@@ -24,7 +24,10 @@ constexpr int64_t kOwnBytes = 1024 * 1024;  // ... and up to this one at least s
 constexpr int64_t kApartBytes = 8 * 1024;   // between the carries of two threads
 constexpr int64_t kManyRows = 64;           // for each thread, a step: then reading all of any weight costs little
 constexpr int64_t kFewSteps = 4;            // walks too short for packing the weight to pay
-constexpr int64_t kStepGrain = 24 * 1024;   // FMAs a thread must have per step for a barrier (about 0.5 us) to pay
+// FMAs a thread must have per step for a barrier to pay. With 24 K two threads of Zen 1 took 1.15 to 1.27 times as long
+// at B = 1 and H of 200 and 216; with 12 K, forward, they would take 1.02 to 1.3 times as long at B = 3, H of 96 and
+// 128.
+constexpr int64_t kStepGrain = 16 * 1024;
 
 // How many threads to use for a recurrence and what each owns. A thread with its own rows reads the whole weight at
 // every step, so it needs rows to spread that over: measured crossovers on two threads are 2 rows each at H = 256, 4 at
