@@ -24,10 +24,13 @@ constexpr int64_t kOwnBytes = 1024 * 1024;  // ... and up to this one at least s
 constexpr int64_t kApartBytes = 8 * 1024;   // between the carries of two threads
 constexpr int64_t kManyRows = 64;           // for each thread, a step: then reading all of any weight costs little
 constexpr int64_t kFewSteps = 4;            // walks too short for packing the weight to pay
-// FMAs a thread must have per step for a barrier to pay. With 24 K two threads of Zen 1 took 1.15 to 1.27 times as long
-// at B = 1 and H of 200 and 216; with 12 K, forward, they would take 1.02 to 1.3 times as long at B = 3, H of 96 and
-// 128.
-constexpr int64_t kStepGrain = 16 * 1024;
+// What threads that share a step lose by it, in multiply-adds: each for every one of them at the barrier, where they
+// arrive one after the other, and for every row of the carry, which the others have written. Two threads of Zen 1 that
+// are near each other take 0.73 (forward) and 0.80 (backward) of one's time at B = 1, H = 128, 0.71 and 0.77 at B = 2;
+// while the machine has them far apart 1.06 and 0.97, 1.04 and 0.92. At B = 3, H = 96, where one is left alone, it
+// would be 0.83 and 0.87, or 1.22 and 1.07.
+constexpr int64_t kBarrierFmas = 2 * 1024;
+constexpr int64_t kRowFmas = 4 * 1024;
 
 // How many threads to use for a recurrence and what each owns. A thread with its own rows reads the whole weight at
 // every step, so it needs rows to spread that over: measured crossovers on two threads are 2 rows each at H = 256, 4 at
@@ -44,9 +47,11 @@ Grid plan_recurrence(const Walk& walk, int64_t rows, int threads) {
   const int64_t fewest = weight <= kNearBytes ? 2 : 4;
   const int64_t row_teams = walk.B / fewest < team ? walk.B / fewest : team;
   if (row_teams == team && (weight <= kOwnBytes || step_rows >= kManyRows * team)) return {team, 1};
-  const int64_t step_fmas = fmas / walk.T;
-  const int64_t col_teams = step_fmas / kStepGrain < team ? step_fmas / kStepGrain : team;
-  if (col_teams > 1) return {1, int(col_teams)};
+  const int64_t step_fmas = fmas / walk.T / kPerUnit<S>;
+  int col_teams = 1;
+  while (col_teams < team && (col_teams + 1) * (col_teams + 1) * kBarrierFmas <= step_fmas) ++col_teams;
+  const int64_t price = col_teams * kBarrierFmas + step_rows * kRowFmas;
+  if (col_teams > 1 && step_fmas - step_fmas / col_teams >= price) return {1, col_teams};
   return {row_teams > 1 ? int(row_teams) : 1, 1};
 }
 
