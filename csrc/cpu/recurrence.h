@@ -48,8 +48,11 @@ Grid plan_recurrence(const Walk& walk, int64_t rows, int threads) {
   const int64_t row_teams = walk.B / fewest < team ? walk.B / fewest : team;
   if (row_teams == team && (weight <= kOwnBytes || step_rows >= kManyRows * team)) return {team, 1};
   const int64_t step_fmas = fmas / walk.T / kPerUnit<S>;
+  const auto columns = Columns<Compute<S>>::for_rows(walk.H, walk.B);
+  const int64_t panels = (columns.vectors() + columns.width - 1) / columns.width;
   int col_teams = 1;
-  while (col_teams < team && (col_teams + 1) * (col_teams + 1) * kBarrierFmas <= step_fmas) ++col_teams;
+  while (col_teams < team && col_teams < panels && (col_teams + 1) * (col_teams + 1) * kBarrierFmas <= step_fmas)
+    ++col_teams;
   const int64_t price = col_teams * kBarrierFmas + step_rows * kRowFmas;
   if (col_teams > 1 && step_fmas - step_fmas / col_teams >= price) return {1, col_teams};
   return {row_teams > 1 ? int(row_teams) : 1, 1};
