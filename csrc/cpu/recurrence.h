@@ -26,10 +26,10 @@ constexpr int64_t kManyRows = 64;           // for each thread, a step: then rea
 constexpr int64_t kFewSteps = 4;            // walks too short for packing the weight to pay
 // What threads that share a step lose by it, in multiply-adds: each for every one of them at the barrier, where they
 // arrive one after the other, and for every row of the carry, which the others have written. Two threads of Zen 1 that
-// are near each other take 0.73 (forward) and 0.80 (backward) of one's time at B = 1, H = 128, 0.71 and 0.77 at B = 2;
-// while the machine has them far apart 1.06 and 0.97, 1.04 and 0.92. At B = 3, H = 96, where one is left alone, it
-// would be 0.83 and 0.87, or 1.22 and 1.07.
-constexpr int64_t kBarrierFmas = 2 * 1024;
+// are near each other take 0.76 (forward) and 0.82 (backward) of one's time at B = 1, H = 160, 0.71 and 0.77 at B = 2,
+// H = 128; while the machine has them far apart 0.98 and 0.94, 1.03 and 0.92. Where one is left alone it would be 0.73
+// and 0.80, or 1.06 and 0.97 (B = 1, H = 128), 0.83 and 0.87, or 1.22 and 1.07 (B = 3, H = 96).
+constexpr int64_t kBarrierFmas = 4 * 1024;
 constexpr int64_t kRowFmas = 4 * 1024;
 
 // How many threads to use for a recurrence and what each owns. A thread with its own rows reads the whole weight at
