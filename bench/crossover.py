@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
     lines = [
         f'"""Where the {options.backend} backend was measured to be ahead of cuDNN:',
         "",
-        *(f"- {source}" for source in sources),
+        *(f"- {source}" for source in dict.fromkeys(sources)),
         "",
         "Written by `python -m bench.crossover`, which says what a row is.",
         '"""',

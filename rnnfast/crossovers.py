@@ -1,7 +1,6 @@
 """Where the cuda backend was measured to be ahead of cuDNN:
 
 - NVIDIA H200, commit 7361c5fbe9a1
-- NVIDIA H200, commit 7361c5fbe9a1
 
 Written by `python -m bench.crossover`, which says what a row is.
 """

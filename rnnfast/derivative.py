@@ -125,7 +125,6 @@ class Sequence(torch.autograd.Function):
     def backward(ctx: Any, grad_out, grad_hn):
         x, h0, weight_ih, weight_hh, out, batch_sizes = ctx.saved_tensors
         flags, (nonlinearity, reverse, backend) = ctx.needs_input_grad, ctx.rest
-        needs = _needs(flags)
         if batch_sizes is None:
             rest = (nonlinearity, reverse, backend, flags)
             inputs = (grad_out, grad_hn, x, h0, weight_ih, weight_hh, out)
@@ -133,12 +132,14 @@ class Sequence(torch.autograd.Function):
             if type(found) is tuple:
                 return found
             if found is not None and not _batched(grad_out, grad_hn):
-                grads = ops.run_plain_sequence_backward(found, *inputs, nonlinearity, reverse, needs)
+                rest = (nonlinearity, reverse, _needs(flags))
+                grads = ops.run_plain_sequence_backward(found, *inputs, *rest)
                 return None, *_of_tensors(grads, flags), None, None, None, None
         stacked = h0.dim() == 3
         if stacked:
             h0, grad_hn = h0.squeeze(0), None if grad_hn is None else grad_hn.squeeze(0)
         inputs = (grad_out, grad_hn, x, h0, weight_ih, weight_hh, out)
+        needs = _needs(flags)
         walk = (batch_sizes, nonlinearity, reverse)
         if _higher_order(grad_out, grad_hn):
             grads = _composite_sequence_backward(*inputs, *walk, needs)
