@@ -132,8 +132,8 @@ class Sequence(torch.autograd.Function):
             if type(found) is tuple:
                 return found
             if found is not None and not _batched(grad_out, grad_hn):
-                rest = (nonlinearity, reverse, _needs(flags))
-                grads = ops.run_plain_sequence_backward(found, *inputs, *rest)
+                needs = _needs(flags)
+                grads = ops.run_plain_sequence_backward(found, *inputs, nonlinearity, reverse, needs)
                 return None, *_of_tensors(grads, flags), None, None, None, None
         stacked = h0.dim() == 3
         if stacked:
