@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.progress import progress
 from rnnfast import dispatch
 from rnnfast.functional import rnn_sequence, rnn_step
-from tests import cases
+from rnnfast import testing
 
 BACKENDS = ("cuda", "triton")
 Put = Callable[[str, Any], None]
@@ -45,15 +45,15 @@ BATCHES = (1, 9, 70)
 
 
 @lru_cache(maxsize=4)
-def problem(shape: tuple[int, int, int, int], nonlinearity: str, packed: bool, delicate: bool) -> cases.Case:
-    """In float64. Of `delicate` relu, rounding errors must not decide the derivative: see `cases.make`."""
+def problem(shape: tuple[int, int, int, int], nonlinearity: str, packed: bool, delicate: bool) -> testing.Case:
+    """In float64. Of `delicate` relu, rounding errors must not decide the derivative: see `testing.make`."""
     steps, batch, *_ = shape
     lengths = [max(1, steps - b * steps // batch) for b in range(batch)] if packed else None
     like = torch.bfloat16 if delicate else torch.float64
-    return cases.make(shape, like, nonlinearity, lengths=lengths).to(torch.float64)
+    return testing.make(shape, like, nonlinearity, lengths=lengths).to(torch.float64)
 
 
-def tf32_tolerance(case: cases.Case) -> float:
+def tf32_tolerance(case: testing.Case) -> float:
     """Operands are rounded to 11 bits, 2^-11 relative at most; errors of a sum add up like a random walk."""
     x, w = case.inputs["x"], case.inputs["weight_hh"]
     assert x is not None and w is not None
@@ -61,13 +61,13 @@ def tf32_tolerance(case: cases.Case) -> float:
 
 
 def compare(
-    backend: str, device: str, case: cases.Case, nonlinearity: str, reverse: bool, bound: float
+    backend: str, device: str, case: testing.Case, nonlinearity: str, reverse: bool, bound: float
 ) -> dict:
     """The result of one problem: its worst error, as a part of the tolerated one."""
     step = case.inputs["x"].dim() == 3 and case.inputs["x"].shape[0] == 1 and case.batch_sizes is None
     if step:
-        case = cases.Case(case.inputs, case.grad_out, torch.zeros_like(case.grad_hn))
-    out, h_n, grads = cases.expected(case, nonlinearity, reverse)
+        case = testing.Case(case.inputs, case.grad_out, torch.zeros_like(case.grad_hn))
+    out, h_n, grads = testing.expected(case, nonlinearity, reverse)
     leaves = [t.detach().to(device).requires_grad_() for t in case.args]
     try:
         if step:
@@ -84,7 +84,7 @@ def compare(
     except RuntimeError as error:
         status = "refused" if "can't run this problem" in str(error) else "failed"
         return {"status": status, "reason": str(error)[:500]}
-    wanted.update({f"gradient of {name}": grad for name, grad in zip(cases.NAMES, grads, strict=True)})
+    wanted.update({f"gradient of {name}": grad for name, grad in zip(testing.NAMES, grads, strict=True)})
     worst = max(
         (error_of(a, e) / bound, name)
         for (name, e), a in zip(wanted.items(), [*results, *actual], strict=True)

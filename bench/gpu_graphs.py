@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rnnfast.functional import rnn_sequence
-from tests import cases
+from rnnfast import testing
 
 Put = Callable[[str, Any], None]
 
@@ -35,7 +35,7 @@ def graphs(put: Put, backends: tuple[str, ...]) -> None:
     """Captures a layer's forward pass, replays it on other data, and compares with an ordinary call."""
     for shape in SHAPES:
         for backend in backends:
-            case = cases.make(shape, torch.bfloat16)
+            case = testing.make(shape, torch.bfloat16)
             tensors = [t.cuda() for t in case.args]
             other = torch.randn_like(tensors[0])
             with torch.no_grad():

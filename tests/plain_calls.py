@@ -6,7 +6,7 @@ from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnnfast import plain
-from tests import cases
+from rnnfast import testing
 
 NAMES = ("step", "sequence", "backward")
 
@@ -58,12 +58,12 @@ def assert_identical(left, right):
 
 
 def arguments(dtype=torch.float32, steps=3, batch=2, bias=True, step=False, **kwargs):
-    case = cases.make((steps, batch, 5, 7), dtype, bias=bias, **kwargs)
+    case = testing.make((steps, batch, 5, 7), dtype, bias=bias, **kwargs)
     x, *rest = case.args
     return [x[0].clone() if step else x, *rest]
 
 
-each_dtype = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+each_dtype = pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
 
 
 class Tagged(torch.Tensor):

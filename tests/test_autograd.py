@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 import rnnfast
 from rnnfast.functional import rnn_sequence, rnn_step
-from tests.cases import BACKENDS, make
+from rnnfast.testing import BACKENDS, make
 
 pytestmark = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 

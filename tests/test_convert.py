@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
-from tests.cases import BACKENDS
+from rnnfast.testing import BACKENDS
 
 
 class Translator(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor
 from bench import gpu_latency
 from rnnfast.backends.cuda import CudaBackend
 from tests import cuda_on_cpu
-from tests.cases import check
+from rnnfast.testing import check
 from tests.test_cuda_build import kernels, needs_nvcc
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing()))

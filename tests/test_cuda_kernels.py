@@ -16,7 +16,7 @@ from rnnfast.backends.base import Needs, Problem
 from rnnfast.backends.recurrence import Walk
 from rnnfast.functional import rnn_sequence, rnn_step
 from tests import cuda_on_cpu
-from tests.cases import NAMES, check, expected, make
+from rnnfast.testing import NAMES, check, expected, make
 from tests.cuda_on_cpu import backend as on_cpu
 from tests.test_functional import compare_sequence, make_without_hn
 
@@ -62,11 +62,11 @@ def order_of_threads(request):
 
 @pytest.fixture
 def dtype(kind, monkeypatch):
-    """The type of a kind, and its rule for products; cases know nothing of TF32, so its eps stands in."""
+    """The type of a kind, and its rule for products; the problems know nothing of TF32, so its eps stands in."""
     dtype, tf32 = KINDS[kind]
     monkeypatch.setattr(cuda, "tf32", lambda: tf32)
     if tf32:
-        monkeypatch.setattr("tests.cases.Case.tolerance", lambda case: tf32_tolerance(case))
+        monkeypatch.setattr("rnnfast.testing.Case.tolerance", lambda case: tf32_tolerance(case))
     dispatch.find.cache_clear()
     return dtype
 

@@ -7,7 +7,7 @@ import rnnfast
 from rnnfast import dispatch
 from rnnfast.backends.base import Backend, Problem
 from rnnfast.functional import rnn_sequence, rnn_step
-from tests.cases import BACKENDS
+from rnnfast.testing import BACKENDS
 
 PROBLEM = Problem("sequence", "cpu", "float32", 4, 8, 2, 3)
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnfast
-from tests.cases import BACKENDS, DTYPES
+from rnnfast.testing import BACKENDS, DTYPES
 from tests.pairs import flat, pair
 
 pytestmark = pytest.mark.parametrize("backend", ["auto", *BACKENDS])

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import rnnfast
-from tests.cases import BACKENDS
+from rnnfast.testing import BACKENDS
 from tests.pairs import assert_same, pair
 
 each_backend = pytest.mark.parametrize("backend", ["auto", *BACKENDS])

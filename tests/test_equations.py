@@ -5,7 +5,7 @@ import torch
 
 import rnnfast
 from rnnfast.functional import rnn_step
-from tests.cases import BACKENDS
+from rnnfast.testing import BACKENDS
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnnfast
-from tests.cases import BACKENDS
+from rnnfast.testing import BACKENDS
 
 
 def outcome(call):

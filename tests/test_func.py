@@ -6,7 +6,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 
 import rnnfast
 from rnnfast.functional import rnn_sequence, rnn_step
-from tests.cases import BACKENDS
+from rnnfast.testing import BACKENDS
 
 pytestmark = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rnnfast.functional import rnn_sequence, rnn_step
-from tests.cases import BACKENDS, DTYPES, LENGTHS, NAMES, NONLINEARITIES, SHAPES, check, expected, make
+from rnnfast.testing import BACKENDS, DTYPES, LENGTHS, NAMES, NONLINEARITIES, SHAPES, check, expected, make
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 

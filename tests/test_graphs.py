@@ -10,7 +10,7 @@ from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import rnnfast
-from tests.cases import BACKENDS, make
+from rnnfast.testing import BACKENDS, make
 
 STACKS = {
     "plain": {},

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from tests.cases import BACKENDS
+from rnnfast.testing import BACKENDS
 from tests.pairs import assert_same, pair
 
 pytestmark = pytest.mark.parametrize("backend", ["auto", *BACKENDS])

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import (
     pad_sequence,
 )
 
-from tests.cases import BACKENDS
+from rnnfast.testing import BACKENDS
 from tests.pairs import assert_same, pair
 
 pytestmark = pytest.mark.parametrize("backend", ["auto", *BACKENDS])

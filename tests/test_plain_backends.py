@@ -11,7 +11,8 @@ from rnnfast import dispatch, plain
 from rnnfast.backends.eager import EagerBackend
 from rnnfast.backends.recurrence import RecurrenceBackend
 from rnnfast.functional import rnn_sequence, rnn_step
-from tests import cases, plain_calls
+from rnnfast import testing
+from tests import plain_calls
 from tests.plain_calls import (
     CHANGES,
     CONTEXTS,
@@ -105,7 +106,7 @@ def results_and_gradients(function, args, **options):
 
 @each_dtype
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("nonlinearity", cases.NONLINEARITIES)
+@pytest.mark.parametrize("nonlinearity", testing.NONLINEARITIES)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_sequence(reverse, nonlinearity, bias, dtype, calls, taken):
     args = arguments(dtype, 4, bias=bias, nonlinearity=nonlinearity)
@@ -132,7 +133,7 @@ def test_sequence_is_right(reverse, calls, taken):
 
 @each_dtype
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("nonlinearity", cases.NONLINEARITIES)
+@pytest.mark.parametrize("nonlinearity", testing.NONLINEARITIES)
 def test_step(nonlinearity, bias, dtype, calls, taken):
     args = arguments(dtype, bias=bias, nonlinearity=nonlinearity, step=True)
     options = {"nonlinearity": nonlinearity}

@@ -13,7 +13,8 @@ import rnnfast
 from rnnfast import context, dispatch, plain
 from rnnfast.backends.cpu import CpuBackend
 from rnnfast.functional import rnn_sequence, rnn_step
-from tests import cases, plain_calls
+from rnnfast import testing
+from tests import plain_calls
 from tests.plain_calls import (
     CHANGES,
     CONTEXTS,
@@ -33,7 +34,7 @@ taken = plain_calls.taken
 
 @each_dtype
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("nonlinearity", cases.NONLINEARITIES)
+@pytest.mark.parametrize("nonlinearity", testing.NONLINEARITIES)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("steps", [1, 4, 5, 20])
 @pytest.mark.parametrize("grad", [False, True])
@@ -56,7 +57,7 @@ def test_sequence_gives_the_bits_of_the_general_way(steps, reverse, nonlinearity
 
 @each_dtype
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("nonlinearity", cases.NONLINEARITIES)
+@pytest.mark.parametrize("nonlinearity", testing.NONLINEARITIES)
 @pytest.mark.parametrize("grad", [False, True])
 def test_step_gives_the_bits_of_the_general_way(nonlinearity, bias, dtype, grad, taken):
     args = arguments(dtype, bias=bias, nonlinearity=nonlinearity, step=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rnnfast
-from tests.cases import BACKENDS
+from rnnfast.testing import BACKENDS
 from tests.pairs import assert_same, pair
 
 pytestmark = pytest.mark.parametrize("backend", ["auto", *BACKENDS])

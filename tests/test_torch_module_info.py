@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import rnnfast
-from tests.cases import BACKENDS
+from rnnfast.testing import BACKENDS
 
 try:
     from torch.testing._internal.common_modules import ModuleErrorEnum, module_db

@@ -12,7 +12,7 @@ from torch import distributed, nn
 
 from bench import charlm
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["--hidden=12", "--batch-size=4", "--num-steps=6", "--max-tokens=2000", "--steps=25"]
 TINY = [*SIZES, "--letters-only", "--dtype=float64", "--optimizer=sgd", "--lr=0.5"]
 

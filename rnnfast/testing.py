@@ -1,4 +1,4 @@
-"""One table of problems for all tests: shapes, dtypes, inputs that keep errors small, and tolerances."""
+"""Problems for tests and benchmarks: shapes, inputs that keep errors small, the truth in float64, tolerances."""
 
 from __future__ import annotations
 
