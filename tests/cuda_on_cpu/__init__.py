@@ -23,6 +23,7 @@ FLAGS = [
     *("-Wno-unknown-pragmas", "-Wno-unused-parameter"),
     *("-I", str(HERE), "-I", str(KERNELS)),
     *("-isystem", sysconfig.get_paths()["include"], "-isystem", str(Path(torch.__file__).parent / "include")),
+    *os.environ.get("CUDA_ON_CPU_FLAGS", "").split(),  # sanitizers, say
 ]
 
 
@@ -60,7 +61,7 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, [*sources, HERE / "machine.cpp"]))
     partial = folder / f"{name}.{os.getpid()}"
-    _run([COMPILER, "-shared", *map(str, objects), "-o", str(partial)])
+    _run([COMPILER, "-shared", *flags, *map(str, objects), "-o", str(partial)])
     partial.rename(library)  # at once, so that no other process sees half of it
     for target in objects:
         target.unlink()
