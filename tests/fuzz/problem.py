@@ -186,11 +186,11 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
             p["around"] = "autocast"
     elif dice < 0.32 and target not in BACKWARDS:
         p["touched"] = r.choice(present)
-    elif dice < 0.35 and target not in BACKWARDS:
+    elif dice < 0.34 and target not in BACKWARDS:
         _captured(r, p)
-    elif dice < 0.36:
+    elif dice < 0.35:
         p.update(device="meta")
-    elif dice < 0.37:
+    elif dice < 0.36:
         p.update(dtype=r.choice(("complex64", "complex128", "int64", "bool")))
 
 
