@@ -18,6 +18,22 @@ _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda
 any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
+def tracing() -> bool:
+    """Whether `torch.jit.trace` records; what it records should need nothing but torch to be run."""
+    return (
+        not torch.compiler.is_compiling() and _is_tracing()
+    )  # torch.compile can't trace the second question
+
+
+def recorded_as_torch_s(backend: str) -> bool:
+    """Whether what is recorded of a call should be torch's own operator.
+
+    In traces always, as they are made to be loaded elsewhere and have no use for our operator; in
+    `torch.export` if asked for by name, because torch's operator fixes the number of steps there.
+    """
+    return tracing() or (backend == "aten" and torch.compiler.is_exporting())
+
+
 def watching() -> bool:
     """Whether somebody wants to see our operators: a tracer, a dispatch mode, the profiler."""
     return torch.compiler.is_compiling() or _dispatch_modes() > 0 or _is_profiling() or _is_tracing()
