@@ -166,7 +166,8 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
     if dice < 0.03 and movable:
         p["layouts"] = ((r.choice(movable), r.choice(RARE_LAYOUTS)),)
     elif dice < 0.14:
-        name = r.choice(present + (["batch_sizes"] if p.get("lengths") else []))
+        read = [n for n in present if target not in BACKWARDS or not n.startswith("bias")]
+        name = r.choice(read + (["batch_sizes"] if p.get("lengths") else []))
         if name == "batch_sizes":
             change = r.choice(SIZES)
         elif target in MODULES and name in WEIGHTS:
@@ -182,8 +183,8 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
         p["attribute"] = ((attribute, r.choice(ATTRIBUTES[attribute])),)
     elif dice < 0.29:
         p["around"] = r.choices(AROUND, weights=(4, 4, 1, 4, 2, 2, 2, 2, 4, 0.3))[0]
-        if p["around"] == "doubling mode" and target not in (*MODULES, *FUNCTIONS):
-            p["around"] = "autocast"
+        if p["around"] in ("autocast", "doubling mode") and target not in (*MODULES, *FUNCTIONS):
+            p["around"] = "dispatch mode"  # autocast and the modes of functions are for those above the operators
     elif dice < 0.32 and target not in BACKWARDS:
         p["touched"] = r.choice(present)
     elif dice < 0.34 and target not in BACKWARDS:
@@ -197,6 +198,8 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
 def _captured(r: Random, p: dict) -> None:
     slow = r.random() < 0.015
     p["capture"] = r.choice(SLOW_CAPTURES) if slow else r.choices(CAPTURES, weights=(4, 1, 1, 1, 1, 1))[0]
+    if p["target"] in OPERATORS and p["capture"] in CAPTURES[2:]:
+        p["capture"] = "trace"
     p.update(twice=False, layouts=(), dropout=0.0, mode="grad")
     if p["capture"] in ("vmap", "jvp", "vjp"):
         p.update(lengths=(), shuffled=False)
