@@ -111,7 +111,7 @@ def draw(seed: int) -> Problem:
     p = {
         "seed": seed,
         "target": target,
-        "steps": 1 if one_step else _size(r, 0.01, 6, (7, 12, 19)),
+        "steps": 1 if one_step else _size(r, 0.01, 4, (5, 7, 12)),
         "batch": _size(r, 0.03, 6, (8, 9, 17, 33)),
         "inputs": _size(r, 0.02, 9, (16, 17, 33, 70)),
         "hidden": _size(r, 0.02, 12, (15, 16, 17, 31, 33, 48, 65, 100)),
@@ -131,7 +131,7 @@ def draw(seed: int) -> Problem:
         p.update(steps=1 if one_step else r.randint(4, 12), batch=r.choice((1, 4, 16, 40, 64)))
         p.update(inputs=r.choice((8, 100)), hidden=r.choice((64, 96, 130, 200)), threads=r.randint(1, 4))
     if target == "rnn":
-        p.update(layers=r.choice((1, 1, 1, 2, 3)), bidirectional=r.random() < 0.25, batch_first=r.random() < 0.3)
+        p.update(layers=r.choice((1, 1, 1, 1, 2, 3)), bidirectional=r.random() < 0.25, batch_first=r.random() < 0.3)
         p.update(dropout=r.choice((0.0, 0.0, 0.0, 0.5, 1.0)) if p["layers"] > 1 else 0.0)
     if sequence:
         p.update(reverse=r.random() < 0.4)
