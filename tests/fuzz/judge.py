@@ -98,6 +98,8 @@ def _rounded(p: Problem, dtype: torch.dtype) -> Numbers:
 
 def _examine_backward(p: Problem, data: Numbers, dtype: torch.dtype) -> Finding | None:
     """A backward operator has no counterpart: arguments that fit must give torch's derivative, others an error."""
+    if not dtype.is_floating_point or p.steps == 0:
+        return None  # no forward pass can have come before
     exact = backward_numbers(p, data)
     data = {**data, **{name: tensor.to(dtype).double() for name, tensor in exact.items()}}
     ours = run(p, True, data, dtype)
@@ -152,7 +154,9 @@ def _compare_errors(p: Problem, theirs: Outcome, ours: Outcome) -> Finding | Non
     if p.target in OPERATORS:
         same = isinstance(ours.error, (type(theirs.error), RuntimeError, ValueError, TypeError))
     else:
-        same = type(ours.error) is type(theirs.error) and _words(ours.error) == _words(theirs.error)
+        same = type(ours.error) is type(theirs.error) and (
+            _words(ours.error) == _words(theirs.error) or (p.target == "sequence" and bool(p.lengths))
+        )  # torch has no words for batch_sizes
     return None if same else Finding("exception", f"{text}\n    torch: {expected}", ours.trace)
 
 
@@ -209,6 +213,8 @@ def _compare_values(p: Problem, data: Numbers, theirs: Outcome, ours: Outcome) -
     truth = theirs if dtype is exact_dtype and plain else run(p, False, data, exact_dtype, exact=True)
     if truth.error is not None:
         return None
+    if any("huge" in kind for _, kind in p.special) and _overflows(truth, dtype):
+        return None  # a sum of huge numbers may overflow on its way, to either side, or not
     near: list[Outcome] | None = None
     for name, tensor in ours.tensors.items():
         exact, other = truth.tensors.get(name), theirs.tensors.get(name)
@@ -230,14 +236,17 @@ def _compare_values(p: Problem, data: Numbers, theirs: Outcome, ours: Outcome) -
         others = [_dense(n.tensors[name]) for n in near if n.tensors.get(name) is not None]
         moves = torch.stack([(o - right).abs().nan_to_num(0, 0, 0) for o in others] or [torch.zeros(right.shape)])
         undecided = torch.stack([_class(o.to(low).double()) != _class(right) for o in others] or [right != right])
-        # Where numbers are huge, a sum may overflow to either side on its way.
-        undecided |= _dense(exact).abs() > torch.finfo(low).max / 1000
         right = torch.where(undecided.any(0), from_torch, right)
         got = torch.where(undecided.any(0), from_torch, got)
         found = _wrong(got, right, from_torch, bound + 8 * moves.amax(0).max())
         if found is not None:
             return Finding("value", f"{name}: {found}")
     return None
+
+
+def _overflows(truth: Outcome, dtype: torch.dtype) -> bool:
+    limit = torch.finfo(dtype).max / 1000
+    return any(isinstance(t, Tensor) and not bool((t.detach().abs() < limit).all()) for t in truth.tensors.values())
 
 
 def _class(tensor: Tensor) -> Tensor:

@@ -161,10 +161,12 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
     target = p["target"]
     movable = [n for n in present if n != "x" or not p.get("lengths") or target != "rnn"]
     if r.random() < 0.3:
-        p["layouts"] = tuple((n, r.choice(LAYOUTS)) for n in movable if r.random() < 0.3)
+        layouts = tuple((n, r.choice(LAYOUTS)) for n in movable if r.random() < 0.3)
+        # What a forward pass has returned, an expanded tensor is not.
+        p["layouts"] = tuple(entry for entry in layouts if entry != ("output", "expanded"))
     dice = r.random()
     if dice < 0.03 and movable:
-        p["layouts"] = ((r.choice(movable), r.choice(RARE_LAYOUTS)),)
+        p["layouts"] = ((r.choice([n for n in movable if n != "output"]), r.choice(RARE_LAYOUTS)),)
     elif dice < 0.14:
         read = [n for n in present if target not in BACKWARDS or not n.startswith("bias")]
         name = r.choice(read + (["batch_sizes"] if p.get("lengths") else []))
@@ -183,6 +185,8 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
         p["attribute"] = ((attribute, r.choice(ATTRIBUTES[attribute])),)
     elif dice < 0.29:
         p["around"] = r.choices(AROUND, weights=(4, 4, 1, 4, 2, 2, 2, 2, 4, 0.3))[0]
+        if p["around"] == "doubling mode" and p["backend"] not in ("auto", "aten"):
+            p["around"] = "dispatch mode"  # what was asked for by name is not torch's operator
         if p["around"] in ("autocast", "doubling mode") and target not in (*MODULES, *FUNCTIONS):
             p["around"] = "dispatch mode"  # autocast and the modes of functions are for those above the operators
     elif dice < 0.32 and target not in BACKWARDS:
