@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.progress import progress
-from rnnfast import dispatch
+from rnnfast import dispatch, testing
 from rnnfast.functional import rnn_sequence, rnn_step
-from rnnfast import testing
 
 BACKENDS = ("cuda", "triton")
 Put = Callable[[str, Any], None]
@@ -45,7 +44,9 @@ BATCHES = (1, 9, 70)
 
 
 @lru_cache(maxsize=4)
-def problem(shape: tuple[int, int, int, int], nonlinearity: str, packed: bool, delicate: bool) -> testing.Case:
+def problem(
+    shape: tuple[int, int, int, int], nonlinearity: str, packed: bool, delicate: bool
+) -> testing.Case:
     """In float64. Of `delicate` relu, rounding errors must not decide the derivative: see `testing.make`."""
     steps, batch, *_ = shape
     lengths = [max(1, steps - b * steps // batch) for b in range(batch)] if packed else None

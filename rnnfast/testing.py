@@ -1,4 +1,4 @@
-"""Problems for tests and benchmarks: shapes, inputs that keep errors small, the truth in float64, tolerances."""
+"""Problems of tests and benchmarks: shapes, inputs that keep errors small, truth in float64, tolerances."""
 
 from __future__ import annotations
 
