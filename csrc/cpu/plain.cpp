@@ -1,11 +1,16 @@
 // One call from Python tensors to a kernel, for plain arguments: dense tensors of one dtype on one device, of exactly
-// torch's own types, with shapes that fit, for which `dispatch.find` names the CPU backend. Where it names one of a few
-// others (those for GPUs, torch's own) the answer is that backend, which is left to compute what has been checked. For
-// everything else the answer is None, and the caller takes the general way, which owns all errors; rnnfast/plain.py is
-// the only caller.
+// torch's own types, with shapes that fit. Packed sequences, autocast and transforms are not plain.
 //
-// It replaces some 15 us of checks, views and arguments in Python, of a step that computes for 1.4 us. Plain C
-// functions, as pybind11 takes a microsecond to read so many arguments.
+// `dispatch.find` names the backend. If it is the CPU backend, the kernel runs here and the answer is its result. If it
+// is one of the backends in `others` (those for GPUs, torch's own), the answer is that backend, which computes what has
+// been checked here. In every other case the answer is None and the caller takes the general way, which raises all
+// errors. rnnfast/plain.py is the only caller.
+//
+// These are plain C functions since pybind11 takes a microsecond to read so many arguments. They replace about 15 us of
+// checks, views and arguments in Python, for a step that computes for 1.4 us (Zen 4, T = 1, B = 1, H = 64). A forward
+// call now takes 9.4 us, of which no_grad and a module that does nothing take 2.7; ONNX Runtime takes 4.3 with
+// everything bound in advance. A training step takes 69 us, of which an autograd Function that does nothing takes 51;
+// JAX, which compiles forward and backward into one call, takes 21.
 #include "plain.h"
 
 #include <stdlib.h>

@@ -1,7 +1,6 @@
-// A look at a Python tensor without torch's headers: DLPack's table of C functions, which torch hangs on its Tensor
-// type
-// (`torch.Tensor.__dlpack_c_exchange_api__`, torch 2.10 and newer). Pointer, shape, strides, dtype and device of a
-// tensor take about 15 ns; from Python each of them is a call of 60 to 110.
+// Reads a Python tensor without torch's headers, through DLPack's table of C functions, which torch keeps as an
+// attribute of its Tensor type (`torch.Tensor.__dlpack_c_exchange_api__`, torch 2.10 and newer). Pointer, shape,
+// strides, dtype and device of a tensor take about 15 ns; from Python each of them is a call of 60 to 110 ns.
 //
 // The declarations are the part of DLPack's ABI, major version 1, that is used here, in its order:
 // https://dmlc.github.io/dlpack/latest/c_api.html
