@@ -34,8 +34,8 @@ struct Wanted {
   // longer (Zen 3, H = 128).
   INLINE void add_rows(const void* p, int64_t stride, int64_t rows, int64_t bytes) {
     const char* low = static_cast<const char*>(p);
-    const int64_t into =
-        stride % 64 ? 63 : int64_t(reinterpret_cast<uintptr_t>(p) % 64);  // offset in its line, an upper bound
+    // The offset of a row in its line, or an upper bound of it.
+    const int64_t into = stride % 64 ? 63 : int64_t(reinterpret_cast<uintptr_t>(p) % 64);
     const int64_t lines = (into + bytes + 63) / 64;
     if (count + rows * lines > kMost) return;
     for (int64_t i = 0; i < lines; ++i) {

@@ -22,9 +22,8 @@ constexpr int64_t kBlockBytes = 256 * 1024;
 // weight would be written to the shared cache and read back from it. On Zen 3, R = 35, 60 and 100 at H = 1024 went from
 // 71, 76 and 79 to 75, 80 and 82% of the FMA peak, R = 100 at H = 512 from 82 to 86.
 constexpr int64_t kAtOnceBytes = 512 * 1024;
-constexpr int64_t kFewRows =
-    16;  // up to this many, packing a weight that can be read in place costs more than it gains
-constexpr int64_t kFewColumns = 64;  // up to this many, copying rows of a costs more than it gains
+constexpr int64_t kFewRows = 16;     // up to this many, a weight that can be read in place is not packed
+constexpr int64_t kFewColumns = 64;  // up to this many, rows of a are not copied
 
 // Whether rows of K values can be read as units without conversion.
 template <class S>

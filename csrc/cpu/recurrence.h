@@ -14,11 +14,11 @@
 //
 // Measured on two threads of Zen 4 (FMA peak 231 to 234 GF/s), forward: 84 to 88% of the peak at B = 32 and 64 for H >=
 // 256, 83% at B = 8, H = 256 and 82% at B = 32, H = 128.
-//   H = 128          Besides its H multiply-adds, a vector of the output takes the time of 42 others: tanh, adding pre,
-//   three
-//                   stores. On Zen 1 relu reaches 88 to 89% from H = 256 on and tanh 81 to 86.
-//  B = 8            A thread has four rows and reads all of the weight for them from the second cache level.
-//  B = 1, H = 1024  The weight comes from the third cache level at every step: 60 to 68% of what that level delivers.
+// What limits it, by shape:
+//   H = 128           Besides its H multiply-adds a vector of the output takes the time of 42 others, for tanh, adding
+//                     pre and three stores. On Zen 1 relu reaches 88 to 89% from H = 256 on, tanh 81 to 86.
+//   B = 8             A thread has four rows and reads all of the weight for them from the second cache level.
+//   B = 1, H = 1024   The weight comes from the third cache level at every step: 60 to 68% of what it delivers.
 #pragma once
 
 #include "activation.h"
