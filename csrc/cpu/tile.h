@@ -36,7 +36,7 @@ __attribute__((noinline)) void tile(const U* a, int64_t lda,     // A, see Layou
                                     const U* w, int64_t ldw,     // [K, NV vectors], row stride ldw
                                     int64_t K, bool add,         // add to c rather than overwrite it
                                     Compute<U>* c, int64_t ldc,  // [MR, NV vectors], row stride ldc
-                                    const Wanted& wanted) {      // asked for on the way
+                                    const Wanted& wanted) {      // lines to prefetch meanwhile
   using C = Compute<U>;
   constexpr int L = kLanes<U>;
   // One pointer serves three rows: x86 addresses p, p + ld and p + 2 ld from it, so 12 rows take 5 registers. The

@@ -16,30 +16,28 @@
 //                      +----------+----------+----
 //      rows of block 1 |          |          |
 //
-//   The rows of the matrix are dealt to blocks, kRows to each; within a block its warps share K. Such a piece, kRows
-//   x kDepth, lies in the registers of its warp from the first step to the last. At every step each warp reads its
-//   kDepth elements of the states before, straight from L2 into operands, multiplies (grid_product.cuh), and puts
-//   partial sums into shared memory. After one barrier the block's threads add these up over the warps, always in the
-//   same order, apply the activation and store the block's kRows elements of the new states.
+//   The rows of the matrix are shared by the blocks, kRows to each; within a block its warps share K. Such a piece,
+//   kRows x kDepth, stays in the registers of its warp from the first step to the last. At every step each warp reads
+//   its kDepth elements of the states of the step before from L2 into operands, multiplies (grid_product.cuh), and
+//   stores partial sums to shared memory. After one barrier the block's threads add these up over the warps, always in
+//   the same order, apply the activation and store the block's kRows elements of the new states.
 //
 //   A group is ceil(H / kRows) blocks, which together hold all of the matrix. It computes its tiles at every step, one
 //   after the other: with more tiles than groups, the loop over tiles is inside the loop over steps, and the group
 //   computes the next tile while one tile's exchange is under way. Sequences that have not begun or have ended (packed
 //   rows) count as zeros.
 //
-// Synchronisation between blocks: the data is its own flag
+// Synchronisation between blocks, by the data itself
 //
 //   y is filled with 0xFF before the launch, in stream order. A warp that needs elements of y loads them until none
 //   of their 32-bit words is kEmpty = 0xFFFFFFFF. There is no fence, no flag and no barrier, because
 //   - no word that is stored is kEmpty: `publish` replaces that one pattern (two NaNs of 16 bits, or one of 32) by
 //     another NaN. So a word that is not kEmpty has been stored, and one that has been stored is not taken for
 //     kEmpty;
-//   - every word is stored once, as a whole, by one thread. Aligned 32-bit accesses do not tear. Nor do the words of
-//     a vector, but they are accesses of their own, in any order, which is why each one is looked at. So what is read
-//     is kEmpty or final;
-//   - nothing is inferred about one address from another, so relaxed accesses suffice. What they have to guarantee is
-//     that a store is seen some time: .relaxed.gpu goes to L2, where all SMs meet, and not to a line of L1 that may
-//     be stale;
+//   - every word is stored once, as a whole, by one thread. Aligned 32-bit accesses do not tear. The words of a vector
+//     are accesses of their own, in any order, so each one is compared. A word that is read is kEmpty or final;
+//   - nothing is inferred about one address from another, so relaxed accesses suffice. They have to guarantee that a
+//     store becomes visible: .relaxed.gpu goes to L2, which all SMs share, and not to a line of L1 that may be stale;
 //   - h0 has been there since before the launch. It is read without looking for kEmpty, which it might contain.
 //   No block waits for ever: all blocks are resident (the launch is cooperative) and take (step, tile) in the same
 //   order, and what one needs was made at the step before. So the least (step, tile) that is unfinished anywhere can be
