@@ -25,6 +25,7 @@ from .backends.eager import DTYPES
 from .context import any_autocast, needs_composite, needs_grad, undisturbed, watched
 from .derivative import apply_sequence, apply_step, composite_sequence, composite_step
 from .dispatch import check_name, find
+from .interchange import TorchRNN
 
 Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], Optional[Tensor]]
 
@@ -139,7 +140,7 @@ def rnn_sequence(
     """
     if batch_sizes is None:
         found = plain_sequence(
-            input, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, reverse, False, backend
+            input, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, reverse, None, backend
         )
         if found is not None:
             return found
@@ -165,7 +166,7 @@ def rnn_sequence(
     # Copied once here, where autograd sees it, rather than in the operator and again in its backward.
     dense = input.contiguous()
     if dense is not input and not packed:
-        found = plain_sequence(dense, *tensors[1:], nonlinearity, reverse, False, backend)
+        found = plain_sequence(dense, *tensors[1:], nonlinearity, reverse, None, backend)
         if found is not None:
             return found
     arguments = (dense, *tensors[1:], batch_sizes, nonlinearity, reverse)
@@ -226,12 +227,13 @@ def plain_sequence(
     bias_hh: Optional[Tensor],
     nonlinearity: str,
     reverse: bool,
-    stacked: bool,
+    sizes: Optional[tuple[int, int]],
     backend: str,
 ) -> Optional[tuple[Tensor, Tensor]]:
     """`rnn_sequence` the short way where it is open, else None.
 
-    If `stacked`, h0 and h_n are [1, B, H], as a module has them, and without h0 it starts from zeros.
+    A module passes its `sizes`, (I, H), which have to be those of the weights. Then h0 and h_n are [1, B, H],
+    as a module has them, and without h0 it starts from zeros.
     """
     if not plain.ready or not undisturbed():
         return None
@@ -243,7 +245,7 @@ def plain_sequence(
         *tensors,
         nonlinearity,
         reverse,
-        stacked,
+        sizes,
         backend,
         grad,
         deterministic,
@@ -367,4 +369,4 @@ def _left_to_torch(result: Any, backend: str, tensors: Arguments) -> Any:
 
 
 def _raise_unknown(nonlinearity: str) -> None:
-    torch.nn.RNN(1, 1, nonlinearity=nonlinearity)  # raises torch's own error
+    TorchRNN(1, 1, nonlinearity=nonlinearity)  # raises torch's own error

@@ -129,6 +129,12 @@ struct Layer {
     return viewer.look(h_object, &h) && h.goes_with(x) && (h.is(B, H) || (!is_step && h.is(1, B, H)));
   }
 
+  // Whether `sizes` is the tuple (I, H).
+  bool has_sizes(PyObject* sizes) const {
+    return PyTuple_CheckExact(sizes) && PyTuple_GET_SIZE(sizes) == 2 &&
+           PyLong_AsLongLong(PyTuple_GET_ITEM(sizes, 0)) == I && PyLong_AsLongLong(PyTuple_GET_ITEM(sizes, 1)) == H;
+  }
+
   // Makes a state of zeros where none was given; false if there is no memory for it.
   bool has_state() {
     if (h.data) return true;
@@ -191,17 +197,18 @@ PyObject* plain_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return result.release();
 }
 
-// (x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, reverse, stacked, backend, grad_mode, deterministic, stepwise,
-// threads) -> (out, h_n like h0), a backend, or None. `stacked`: h0 is [1, B, H], or None for zeros. `stepwise`: up to
-// this many steps read the weights in place.
+// (x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, reverse, sizes, backend, grad_mode, deterministic, stepwise,
+// threads) -> (out, h_n like h0), a backend, or None. `sizes`: None or, of a module, (I, H), which the weights have to
+// have; h0 is then [1, B, H], or None for zeros. `stepwise`: up to this many steps read the weights in place.
 PyObject* plain_sequence(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 14) return PyErr_Format(PyExc_TypeError, "14 arguments, got %zd", n);
   Layer l;
   Activation activation;
   View out, last;
-  const bool reverse = args[7] == Py_True, stacked = args[8] == Py_True;
+  const bool reverse = args[7] == Py_True, stacked = args[8] != Py_None;
   if (!l.fits(args[0], args[1], args[2], args[3]) || l.is_step || !l.fits_bias(args[4], &l.b_ih) ||
-      !l.fits_bias(args[5], &l.b_hh) || !activation_of(args[6], &activation) || stacked != (!l.h.data || l.h.ndim == 3))
+      !l.fits_bias(args[5], &l.b_hh) || !activation_of(args[6], &activation) ||
+      stacked != (!l.h.data || l.h.ndim == 3) || (stacked && !l.has_sizes(args[8])))
     return not_plain();
   Owned solver = l.solver(args[0], args[9], records(args[10], args, 6), args[11]);
   if (!is_native(solver)) return not_native(std::move(solver));
