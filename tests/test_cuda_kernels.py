@@ -17,8 +17,8 @@ from rnnfast.backends.recurrence import Walk
 from rnnfast.functional import rnn_sequence, rnn_step
 from rnnfast.testing import NAMES, check, expected, make
 from tests import cuda_on_cpu
+from tests.compare import compare_sequence, make_without_hn
 from tests.cuda_on_cpu import backend as on_cpu
-from tests.test_functional import compare_sequence, make_without_hn
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing()))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from . import child
 from .problem import draw
-from .shrink import shrink
 from .session import Session
+from .shrink import shrink
 
 
 def main() -> int:
