@@ -2,10 +2,10 @@
 
 The ways, in the order in which they are tried:
 
-0. `plain`, one native call for plain arguments, which looks at all that follows in a fraction of the time;
-1. torch's own operator, for arguments that no kernel takes: it rejects most of them, in its own words;
+0. `plain`, one native call that checks and computes plain arguments in a fraction of the time of the others;
+1. torch's own operator, for arguments that no kernel takes: it rejects most of them with its own errors;
 2. the composite of differentiable torch operators, under `torch.func` transforms and forward-mode AD;
-3. the registered operator, where somebody is watching: torch.compile, export, a dispatch mode, the profiler;
+3. the registered operator, under torch.compile, export, a dispatch mode or the profiler;
 4. torch's own operator, which torch differentiates, where `dispatch` says "aten";
 5. the Function of `derivative` where a gradient is needed, else the kernel itself.
 """
@@ -45,14 +45,18 @@ def rnn_step(
 ) -> Tensor:
     r"""One step of the recurrence, fused: ``h' = act(input @ W_ih.T + b_ih + hx @ W_hh.T + b_hh)``.
 
+    Equivalent to ``act(linear(input, weight_ih, bias_ih) + linear(hx, weight_hh, bias_hh))`` with
+    `torch.nn.functional.linear` and `torch.tanh` or `torch.relu`, and to ``torch.rnn_tanh_cell(input, hx,
+    weight_ih, weight_hh, bias_ih, bias_hh)`` (``torch.rnn_relu_cell``). Sums of 16-bit types are float32.
+
     Args:
-        input: ``[B, I]``, of dtype float64, float32, bfloat16 or float16, as all the tensors.
+        input: ``[B, I]``; float64, float32, bfloat16 or float16. All tensors have its dtype and device.
         hx: the state before the step, ``[B, H]``.
         weight_ih: ``[H, I]``.
         weight_hh: ``[H, H]``.
         bias_ih, bias_hh: ``[H]`` each, or None.
         nonlinearity: ``"tanh"`` or ``"relu"``.
-        backend: ``"auto"`` or the name of a backend.
+        backend: ``"auto"`` or the name of a backend, see `rnnfast.show_config`.
 
     Returns:
         The state after the step, ``[B, H]``; a new tensor, ``hx`` is left as it is.
@@ -111,10 +115,12 @@ def rnn_sequence(
 
     Computes ``h_t = act(x_t @ W_ih.T + b_ih + h_{t-1} @ W_hh.T + b_hh)`` for all t, which is
     ``for t in range(T): h = output[t] = rnn_step(input[t], h, ...)``, or with ``reverse`` the same
-    for t from T - 1 down to 0.
+    for t from T - 1 down to 0. It is what `torch.nn.RNN` of one layer computes; ``reverse`` is the second
+    direction of a bidirectional one.
 
     Args:
-        input: ``[T, B, I]`` with T of at least 1; with ``batch_sizes`` the packed rows ``[R, I]``.
+        input: ``[T, B, I]`` with T of at least 1; with ``batch_sizes`` the packed rows ``[R, I]``, R being
+            their sum. float64, float32, bfloat16 or float16; all tensors have its dtype and device.
         h0: the state before the first step taken, ``[B, H]``.
         weight_ih: ``[H, I]``.
         weight_hh: ``[H, H]``.
@@ -122,8 +128,8 @@ def rnn_sequence(
         nonlinearity: ``"tanh"`` or ``"relu"``.
         reverse: walk from the last step to the first; outputs stay in the order of the inputs.
         batch_sizes: ``[T]``, int64, on the CPU: as in a PackedSequence, the number of sequences that
-            are at least t + 1 steps long, for every t.
-        backend: ``"auto"`` or the name of a backend.
+            are at least t + 1 steps long, for every t. Positive and non-increasing.
+        backend: ``"auto"`` or the name of a backend, see `rnnfast.show_config`.
 
     Returns:
         ``output``, the states of all steps, ``[T, B, H]`` (packed: ``[R, H]``), and ``h_n``, the state
@@ -297,14 +303,14 @@ def solver_of(
 
 def autocast_on(input: Tensor) -> bool:
     """Whether autocast is on for the device of `input`."""
-    # The first question is several times cheaper, but torch.compile can't trace it.
+    # any_autocast takes a fraction of the other's time, but torch.compile can't trace it.
     if not torch.compiler.is_compiling() and not any_autocast():
         return False
     return torch.is_autocast_enabled(input.device.type)
 
 
 def _autocast(tensors: Arguments) -> Arguments:
-    """Casts as autocast casts the arguments of a linear layer, which is what it does to torch's RNN."""
+    """Casts the tensors as autocast casts the arguments of a linear layer and of torch's RNN."""
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
 
     def cast(t: Optional[Tensor]) -> Any:
@@ -351,10 +357,13 @@ def _consistent(
 
 
 def _left_to_torch(result: Any, backend: str, tensors: Arguments) -> Any:
-    """Arguments that no kernel takes are given to torch's operator, which knows best how to reject them.
+    """Returns what torch's operator made of arguments that no kernel takes.
 
-    It takes more than the kernels do, complex numbers for example; then its result stands, unless the
-    caller asked for another backend.
+    torch's operator raises its own errors for wrong ones. It takes more than the kernels do, complex numbers
+    for example; then its result stands, unless the caller asked for another backend.
+
+    Raises:
+        RuntimeError: the caller asked for another backend than ``"auto"`` and ``"aten"``.
     """
     if backend not in ("auto", "aten"):
         got = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in tensors if t is not None)

@@ -18,8 +18,8 @@ from .interchange import Interchangeable, TorchRNN, TorchRNNCell
 class RNN(Interchangeable, torch.nn.RNNBase):
     r"""Elman RNN, a drop-in for `torch.nn.RNN`: ``h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)``.
 
-    Parameters, their names, their initialisation, outputs and errors are those of `torch.nn.RNN`;
-    state_dicts load both ways.
+    Each layer and direction is one call of `rnnfast.functional.rnn_sequence`. Parameters, their names, their
+    initialisation, outputs and errors are those of `torch.nn.RNN`; state_dicts load both ways.
 
     It derives from `torch.nn.RNNBase` rather than `torch.nn.RNN`, because torch.compile turns away every
     instance of the latter.
@@ -33,7 +33,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         batch_first: input and output are ``[B, T, ...]`` rather than ``[T, B, ...]``; not so hx and h_n.
         dropout: probability of zeroing each output of each layer but the last, while training.
         bidirectional: a second set of weights walks each layer from the end; the outputs are concatenated.
-        device, dtype: of the parameters.
+        device, dtype: of the parameters: float64, float32, bfloat16 or float16 for rnnfast's kernels.
         backend: ``"auto"`` or the name of a backend; an attribute that may be changed later.
 
     Raises:

@@ -130,7 +130,12 @@ def test_every_allocation_refused_in_turn(tmp_path):
     code = f"from tests.test_faults import refuse_each_in_turn; refuse_each_in_turn({str(library)!r})"
     result = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "LD_PRELOAD": str(library), "OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={
+            **os.environ,
+            "LD_PRELOAD": str(library),
+            "OMP_WAIT_POLICY": "passive",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -147,7 +152,16 @@ def stop(*args, **kwargs):
     raise stop.error
 
 
-PLACES = ["pre-hook", "hook", "backward pre-hook", "backward hook", "gradient hook", "pack", "unpack", "accumulated"]
+PLACES = [
+    "pre-hook",
+    "hook",
+    "backward pre-hook",
+    "backward hook",
+    "gradient hook",
+    "pack",
+    "unpack",
+    "accumulated",
+]
 
 
 @pytest.mark.parametrize("error", [Stop(), KeyboardInterrupt()], ids=["exception", "interrupt"])
@@ -275,7 +289,9 @@ def keep_calling(calls):
     def call(shapes):
         for _ in range(shapes):
             size = [numbers.randint(1, most) for most in (9, 20, 30, 80)]
-            train(size, numbers.choice((torch.float32, torch.float64, torch.bfloat16)), numbers.random() < 0.3)
+            train(
+                size, numbers.choice((torch.float32, torch.float64, torch.bfloat16)), numbers.random() < 0.3
+            )
 
     call(6000)  # until the table of dispatch is full, and the allocator has seen the largest shapes
     first = resident()

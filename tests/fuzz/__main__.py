@@ -14,21 +14,27 @@ import torch  # noqa: F401  here, so that children need not
 
 from . import child
 from .problem import draw
-from .shrink import shrink
 from .session import Session
+from .shrink import shrink
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long")
     parser.add_argument("--problems", type=int, help="how many, instead of how long")
-    parser.add_argument("--seed", type=int, default=0, help="of the run; problem i has the seed S * 10**9 + i")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the run; problem i has the seed S * 10**9 + i"
+    )
     parser.add_argument("--first", type=int, default=0, help="the first i")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--watchdog", type=float, default=child.WATCHDOG, help="seconds for one problem")
-    parser.add_argument("--replay", type=int, metavar="SEED", help="one problem, its smallest form and its trace")
+    parser.add_argument(
+        "--replay", type=int, metavar="SEED", help="one problem, its smallest form and its trace"
+    )
     parser.add_argument("--no-shrink", action="store_true", help="report problems as they were drawn")
-    parser.add_argument("--extension", type=Path, help="a build of rnnfast._cpu to use instead of the installed one")
+    parser.add_argument(
+        "--extension", type=Path, help="a build of rnnfast._cpu to use instead of the installed one"
+    )
     options = parser.parse_args()
     if options.extension is not None:
         os.environ[child.EXTENSION] = str(options.extension)

@@ -129,7 +129,12 @@ def call_of(
 
 
 def module_of(p: Problem, ours: bool, tensors: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
-    kwargs: dict[str, Any] = {"bias": p.bias, "nonlinearity": p.nonlinearity, "device": p.device, "dtype": dtype}
+    kwargs: dict[str, Any] = {
+        "bias": p.bias,
+        "nonlinearity": p.nonlinearity,
+        "device": p.device,
+        "dtype": dtype,
+    }
     if ours:
         kwargs["backend"] = p.backend
     if p.target == "rnn":
@@ -157,7 +162,9 @@ def _call_module(p: Problem, module: torch.nn.Module, given: dict[str, Any]) -> 
         order = None
         if p.shuffled:
             order = torch.randperm(len(p.lengths), generator=torch.Generator().manual_seed(p.seed))
-        x = PackedSequence(x, given["batch_sizes"], order, None if order is None else invert_permutation(order))
+        x = PackedSequence(
+            x, given["batch_sizes"], order, None if order is None else invert_permutation(order)
+        )
     output, h_n = module(x, hx)
     return {"output": output.data if isinstance(output, PackedSequence) else output, "h_n": h_n}
 
@@ -203,7 +210,10 @@ def _our_backward(p: Problem, tensors: dict[str, Any]) -> dict[str, Tensor | Non
         backward = torch.ops.rnnfast.rnn_step_backward
         grads = backward(t["grad_output"], *args, p.nonlinearity, needs, p.backend)
     else:
-        incoming = [t["grad_output"] if "output" in p.used else None, t["grad_h_n"] if "h_n" in p.used else None]
+        incoming = [
+            t["grad_output"] if "output" in p.used else None,
+            t["grad_h_n"] if "h_n" in p.used else None,
+        ]
         backward = torch.ops.rnnfast.rnn_sequence_backward
         grads = backward(*incoming, *args, t.get("batch_sizes"), p.nonlinearity, p.reverse, needs, p.backend)
     wanted = [name for name, needed in zip((*names[:4], "bias_ih"), needs, strict=True) if needed]
@@ -225,7 +235,9 @@ def _true_backward(p: Problem, tensors: dict[str, Any]) -> dict[str, Tensor | No
     names = [n for n in ("x", "hx", "weight_ih", "weight_hh", "bias_ih") if n in p.requires]
     if not names:
         return {}
-    grads = torch.autograd.grad(list(chosen.values()), [leaves[n] for n in names], incoming, allow_unused=True)
+    grads = torch.autograd.grad(
+        list(chosen.values()), [leaves[n] for n in names], incoming, allow_unused=True
+    )
     return {f"gradient of {n}": g for n, g in zip(names, grads, strict=True)}
 
 

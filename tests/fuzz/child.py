@@ -47,7 +47,9 @@ def inspect(p: Problem) -> Report:
     try:
         finding = examine(p)
     except Exception as error:
-        return Report("internal", f"{type(error).__name__}: {error}", "internal", traceback.format_exc(limit=-6))
+        return Report(
+            "internal", f"{type(error).__name__}: {error}", "internal", traceback.format_exc(limit=-6)
+        )
     if finding is None:
         return Report("", "", "")
     return Report(finding.kind, finding.text[:1000], finding.signature(p), finding.trace)
@@ -132,7 +134,9 @@ def alone(p: Problem, watchdog: float = WATCHDOG, inspect: Callable[[Problem], R
         return Report("hang", f"no answer after {limit_of(p, watchdog):.0f} s", f"{p.target} hang", stack)
     if status != 0 or not parts:
         unusual = sorted(dict(p.wrong).values())
-        return Report("crash", ended(status), f"{p.target} {p.capture} crash {ended(status)} {unusual}", stack)
+        return Report(
+            "crash", ended(status), f"{p.target} {p.capture} crash {ended(status)} {unusual}", stack
+        )
     return Report(*json.loads(b"".join(parts)))
 
 

@@ -22,12 +22,16 @@ DIFFERENCES = [
     Difference(
         "a backend that was asked for by name runs the problem or raises with the reason",
         lambda p, theirs, ours: (
-            p.backend != "auto" and isinstance(ours.error, RuntimeError) and _text(ours).startswith(f"backend '{p.backend}'")
+            p.backend != "auto"
+            and isinstance(ours.error, RuntimeError)
+            and _text(ours).startswith(f"backend '{p.backend}'")
         ),
     ),
     Difference(
         "batch_sizes that don't fit raise ValueError, where torch reads past the end of its input",
-        lambda p, theirs, ours: isinstance(ours.error, ValueError) and _text(ours).startswith("batch_sizes must"),
+        lambda p, theirs, ours: (
+            isinstance(ours.error, ValueError) and _text(ours).startswith("batch_sizes must")
+        ),
     ),
     Difference(
         "a backward operator takes what its forward operator has taken and returned: dense tensors",

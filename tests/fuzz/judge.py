@@ -117,9 +117,16 @@ def _misfits(p: Problem, data: Numbers, dtype: torch.dtype) -> bool:
     """Whether `wrong` has changed anything that matters."""
     proper = side(dataclasses.replace(p, wrong=(), layouts=()), data, dtype)
     for name, tensor in side(dataclasses.replace(p, layouts=()), data, dtype).items():
-        kind = (type(tensor), getattr(tensor, "shape", 0), getattr(tensor, "dtype", 0), getattr(tensor, "device", 0))
+        kind = (
+            type(tensor),
+            getattr(tensor, "shape", 0),
+            getattr(tensor, "dtype", 0),
+            getattr(tensor, "device", 0),
+        )
         fits = (type(proper[name]), proper[name].shape, proper[name].dtype, proper[name].device)
-        absent = tensor is None and (name.startswith("bias") or (name.startswith("grad") and "sequence" in p.target))
+        absent = tensor is None and (
+            name.startswith("bias") or (name.startswith("grad") and "sequence" in p.target)
+        )
         unread = name == "grad_output" and name[5:] not in p.used and "sequence" in p.target
         unread |= (name == "grad_h_n" and "h_n" not in p.used) or name.startswith("bias")
         if kind != fits and not absent and not unread:
@@ -144,7 +151,9 @@ def _name(error: Exception) -> str:
 
 def _compare_errors(p: Problem, theirs: Outcome, ours: Outcome) -> Finding | None:
     if ours.error is None:
-        return Finding("accepts", f"torch raises in {theirs.phase} {_name(theirs.error)}: {theirs.error}", theirs.trace)
+        return Finding(
+            "accepts", f"torch raises in {theirs.phase} {_name(theirs.error)}: {theirs.error}", theirs.trace
+        )
     text = f"{_name(ours.error)} in {ours.phase}: {ours.error}"
     if theirs.error is None:
         return Finding("raises", text, ours.trace)
@@ -163,7 +172,11 @@ def _compare_errors(p: Problem, theirs: Outcome, ours: Outcome) -> Finding | Non
 def _words(error: Exception) -> str:
     """The message, without what belongs to one run or to the name of a class."""
     text = re.sub(r"0x[0-9a-f]+", "0x", str(error))
-    for part in ("modified by an inplace", "been modified inplace", "Could not run"):  # which view, or which backends
+    for part in (
+        "modified by an inplace",
+        "been modified inplace",
+        "Could not run",
+    ):  # which view, or which backends
         text = "modified" if part in text and "modified" in part else part if part in text else text
     return re.sub(r"\b(torch\.nn\.modules\.rnn|rnnfast\.modules)\.", "", text)
 
@@ -218,7 +231,13 @@ def _compare_values(p: Problem, data: Numbers, theirs: Outcome, ours: Outcome) -
     near: list[Outcome] | None = None
     for name, tensor in ours.tensors.items():
         exact, other = truth.tensors.get(name), theirs.tensors.get(name)
-        if tensor is None or exact is None or tensor.is_meta or tensor.numel() == 0 or tensor.dtype is torch.bool:
+        if (
+            tensor is None
+            or exact is None
+            or tensor.is_meta
+            or tensor.numel() == 0
+            or tensor.dtype is torch.bool
+        ):
             continue
         got, right = _dense(tensor), _dense(exact)
         if got.shape != right.shape:
@@ -234,8 +253,12 @@ def _compare_values(p: Problem, data: Numbers, theirs: Outcome, ours: Outcome) -
         # The problem may be badly conditioned: how far does the truth move where the arguments move by their rounding?
         near = near or [run(p, False, _moved(data, low, i), exact_dtype, exact=True) for i in range(4)]
         others = [_dense(n.tensors[name]) for n in near if n.tensors.get(name) is not None]
-        moves = torch.stack([(o - right).abs().nan_to_num(0, 0, 0) for o in others] or [torch.zeros(right.shape)])
-        undecided = torch.stack([_class(o.to(low).double()) != _class(right) for o in others] or [right != right])
+        moves = torch.stack(
+            [(o - right).abs().nan_to_num(0, 0, 0) for o in others] or [torch.zeros(right.shape)]
+        )
+        undecided = torch.stack(
+            [_class(o.to(low).double()) != _class(right) for o in others] or [right != right]
+        )
         right = torch.where(undecided.any(0), from_torch, right)
         got = torch.where(undecided.any(0), from_torch, got)
         found = _wrong(got, right, from_torch, bound + 8 * moves.amax(0).max())
@@ -246,7 +269,9 @@ def _compare_values(p: Problem, data: Numbers, theirs: Outcome, ours: Outcome) -
 
 def _overflows(truth: Outcome, dtype: torch.dtype) -> bool:
     limit = torch.finfo(dtype).max / 1000
-    return any(isinstance(t, Tensor) and not bool((t.detach().abs() < limit).all()) for t in truth.tensors.values())
+    return any(
+        isinstance(t, Tensor) and not bool((t.detach().abs() < limit).all()) for t in truth.tensors.values()
+    )
 
 
 def _class(tensor: Tensor) -> Tensor:

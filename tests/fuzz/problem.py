@@ -22,7 +22,17 @@ CHANGES = (
     *("float64", "float32", "bfloat16", "float16", "int64", "complex64", "meta"),
 )
 OBJECTS = ("none", "list", "array", "number", "text", "tuple")  # in place of a tensor
-SIZES = ("empty", "a zero", "increasing", "sum too small", "sum too large", "int32", "2 dimensions", "negative", "meta")
+SIZES = (
+    "empty",
+    "a zero",
+    "increasing",
+    "sum too small",
+    "sum too large",
+    "int32",
+    "2 dimensions",
+    "negative",
+    "meta",
+)
 SPECIAL = ("inf", "-inf", "nan", "huge", "subnormal", "zero", "all inf", "all nan", "all huge")
 AROUND = (
     *("autocast", "deterministic", "anomaly", "doubling mode", "dispatch mode", "saved hooks"),
@@ -103,9 +113,9 @@ def _size(r: Random, zero: float, few: int, more: tuple[int, ...]) -> int:
 def draw(seed: int) -> Problem:
     """The problem of a seed: mostly one that torch takes, one in four with something out of the ordinary."""
     r = Random(seed)
-    target = r.choices(
-        (*MODULES, *FUNCTIONS, *OPERATORS, *BACKWARDS), weights=(30, 16, 16, 10, 7, 6, 8, 7)
-    )[0]
+    target = r.choices((*MODULES, *FUNCTIONS, *OPERATORS, *BACKWARDS), weights=(30, 16, 16, 10, 7, 6, 8, 7))[
+        0
+    ]
     one_step = target in STEPS
     sequence = target in ("sequence", "op_sequence", "op_sequence_backward")
     p = {
@@ -131,7 +141,9 @@ def draw(seed: int) -> Problem:
         p.update(steps=1 if one_step else r.randint(4, 12), batch=r.choice((1, 4, 16, 40, 64)))
         p.update(inputs=r.choice((8, 100)), hidden=r.choice((64, 96, 130, 200)), threads=r.randint(1, 4))
     if target == "rnn":
-        p.update(layers=r.choice((1, 1, 1, 1, 2, 3)), bidirectional=r.random() < 0.25, batch_first=r.random() < 0.3)
+        p.update(
+            layers=r.choice((1, 1, 1, 1, 2, 3)), bidirectional=r.random() < 0.25, batch_first=r.random() < 0.3
+        )
         p.update(dropout=r.choice((0.0, 0.0, 0.0, 0.5, 1.0)) if p["layers"] > 1 else 0.0)
     if sequence:
         p.update(reverse=r.random() < 0.4)
@@ -188,7 +200,9 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
         if p["around"] == "doubling mode" and p["backend"] not in ("auto", "aten"):
             p["around"] = "dispatch mode"  # what was asked for by name is not torch's operator
         if p["around"] in ("autocast", "doubling mode") and target not in (*MODULES, *FUNCTIONS):
-            p["around"] = "dispatch mode"  # autocast and the modes of functions are for those above the operators
+            p["around"] = (
+                "dispatch mode"  # autocast and the modes of functions are for those above the operators
+            )
     elif dice < 0.32 and target not in BACKWARDS:
         p["touched"] = r.choice(present)
     elif dice < 0.34 and target not in BACKWARDS:

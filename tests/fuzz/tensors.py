@@ -14,7 +14,10 @@ from .problem import STEPS, Problem
 
 Shape = tuple[int, ...]
 
-NEGATED = (torch.float32, torch.float64)  # the dtypes of which there are views that torch negates when it reads them
+NEGATED = (
+    torch.float32,
+    torch.float64,
+)  # the dtypes of which there are views that torch negates when it reads them
 
 
 class Subclass(torch.Tensor):
@@ -110,7 +113,9 @@ def _normal(p: Problem, name: str, shape: Shape) -> Tensor:
 
 
 def gradient_numbers(p: Problem, name: str, shape: Shape) -> Tensor:
-    result = torch.ones(shape, dtype=torch.float64) if p.gradient == "sum" else _normal(p, f"grad_{name}", shape)
+    result = (
+        torch.ones(shape, dtype=torch.float64) if p.gradient == "sum" else _normal(p, f"grad_{name}", shape)
+    )
     _make_special(p, f"grad_{name}", result)
     return result
 
@@ -153,7 +158,9 @@ def side(p: Problem, data: dict[str, Tensor], dtype: torch.dtype, exact: bool = 
         layout = layouts.get(short)
         if layout is not None and isinstance(tensor, Tensor):
             tensor = _laid_out(tensor, layout, exact)
-        if short in p.requires or (short not in INPUT_NAMES and name.startswith(("weight", "bias")) and p.requires):
+        if short in p.requires or (
+            short not in INPUT_NAMES and name.startswith(("weight", "bias")) and p.requires
+        ):
             tensor = _requiring_grad(tensor)
         result[name] = tensor
     if p.lengths:
@@ -183,7 +190,12 @@ def _changed(tensor: Tensor, change: str, exact: bool) -> Any:
         if dims == 0:
             return tensor
         dim = dims - 1 if "1" in change and tensor.shape[-1] % 2 else 0
-        wanted = {"size + 1": tensor.shape[dim] + 1, "size - 1": tensor.shape[dim] - 1, "size 0": 0, "size 1": 1}
+        wanted = {
+            "size + 1": tensor.shape[dim] + 1,
+            "size - 1": tensor.shape[dim] - 1,
+            "size 0": 0,
+            "size 1": 1,
+        }
         shape = list(tensor.shape)
         shape[dim] = max(0, wanted[change])
         new = tensor.new_zeros(shape)
@@ -212,7 +224,11 @@ def _laid_out(tensor: Tensor, layout: str, exact: bool) -> Any:
             return tensor
         return tensor[:1].expand(tensor.shape) if not exact else tensor[:1].expand(tensor.shape).contiguous()
     if layout == "zerotensor" and tensor.device.type == "cpu":
-        return torch.zeros_like(tensor) if exact else torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype)
+        return (
+            torch.zeros_like(tensor)
+            if exact
+            else torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype)
+        )
     if exact:
         return tensor
     if layout == "strided":

@@ -40,7 +40,9 @@ def cpu_extension(sets: Sequence[str]) -> Path:
 
     include = ["-I", pybind11.get_include(), "-I", sysconfig.get_paths()["include"]]
     units = [(CSRC / "cpu" / f"kernels_{name}.cpp", [*KERNEL, *SETS[name]]) for name in sets]
-    units += [(CSRC / "cpu" / name, [*include, "-fvisibility=hidden"]) for name in ("bindings.cpp", "plain.cpp")]
+    units += [
+        (CSRC / "cpu" / name, [*include, "-fvisibility=hidden"]) for name in ("bindings.cpp", "plain.cpp")
+    ]
     aliases = []
     if X86:
         kernels = {name: f"_ZN7rnnfast{len(name)}{name}7kernelsE" for name in SETS}
