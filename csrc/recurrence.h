@@ -58,7 +58,8 @@ struct SequenceArgs {
   void* h_n;         // [B, H]
 };
 
-// The gradients of a sequence, and with T = 1 those of a step. Results are left out where the pointer is null.
+// The gradients of a sequence, and with T = 1 those of a step. Results are left out where the pointer is null. So may
+// be what only they read: x by dw_ih, h0 by dw_hh, w_ih by dx, and with T = 1 w_hh by dh0.
 struct SequenceBackwardArgs {
   DType dtype;
   Activation activation;

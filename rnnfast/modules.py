@@ -9,8 +9,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch
+from .arguments import check_batch_sizes, left_to_torch, strided
 from .context import needs_composite, needs_grad, watched
-from .functional import autocast_on, plain_sequence, plain_step, rnn_sequence, rnn_step, solver_of
+from .functional import (
+    autocast_on,
+    plain_sequence,
+    plain_step,
+    rnn_sequence,
+    rnn_step,
+    shown_to_others,
+    solver_of,
+)
 from .interchange import Interchangeable
 
 
@@ -110,6 +119,11 @@ class RNN(Interchangeable, torch.nn.RNNBase):
                 return found
         if isinstance(input, torch.fx.Proxy):
             return self.leaf(input, hx)
+        data = input.data if isinstance(input, PackedSequence) else input
+        if shown_to_others(self.backend, data, hx, *(weight for layer in weights for weight in layer)):
+            return torch.nn.RNN.forward(self, input, hx)  # type: ignore
+        if not strided(data, hx):
+            return left_to_torch(torch.nn.RNN.forward(self, input, hx), self.backend, (data, hx))  # type: ignore
         batch_sizes = sorted_indices = unsorted_indices = None
         rows, state = input, hx  # time-major and batched, from here on
         packed = isinstance(input, PackedSequence)
@@ -179,6 +193,8 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         weights: list[list[Any]],
     ) -> bool:
         """Whether torch is the best for every layer of a stack; then it gets the whole stack in one call."""
+        if batch_sizes is not None and not watched(rows, hx):
+            check_batch_sizes(batch_sizes, rows.shape[0], batch)
         if needs_composite() or watched(rows, hx, *(weight for layer in weights for weight in layer)):
             return False
         steps = rows.shape[0] if batch_sizes is None else batch_sizes.shape[0]
@@ -305,6 +321,10 @@ class RNNCell(Interchangeable, torch.nn.RNNCellBase):
             return plain
         if isinstance(input, torch.fx.Proxy):
             return self.leaf(input, hx)
+        if shown_to_others(backend, input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
+            return torch.nn.RNNCell.forward(self, input, hx)  # type: ignore
+        if not strided(input, hx):
+            return left_to_torch(torch.nn.RNNCell.forward(self, input, hx), backend, (input, hx))  # type: ignore
         dims = input.dim()
         if (
             dims not in (1, 2)
