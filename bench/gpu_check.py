@@ -8,12 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.progress import progress
-from rnnfast import dispatch
+from rnnfast import dispatch, testing
 from rnnfast.functional import rnn_sequence, rnn_step
-from rnnfast import testing
 
 BACKENDS = ("cuda", "triton")
 Put = Callable[[str, Any], None]
@@ -45,19 +43,14 @@ BATCHES = (1, 9, 70)
 
 
 @lru_cache(maxsize=4)
-def problem(shape: tuple[int, int, int, int], nonlinearity: str, packed: bool, delicate: bool) -> testing.Case:
+def problem(
+    shape: tuple[int, int, int, int], nonlinearity: str, packed: bool, delicate: bool
+) -> testing.Case:
     """In float64. Of `delicate` relu, rounding errors must not decide the derivative: see `testing.make`."""
     steps, batch, *_ = shape
     lengths = [max(1, steps - b * steps // batch) for b in range(batch)] if packed else None
     like = torch.bfloat16 if delicate else torch.float64
     return testing.make(shape, like, nonlinearity, lengths=lengths).to(torch.float64)
-
-
-def tf32_tolerance(case: testing.Case) -> float:
-    """Operands are rounded to 11 bits, 2^-11 relative at most; errors of a sum add up like a random walk."""
-    x, w = case.inputs["x"], case.inputs["weight_hh"]
-    assert x is not None and w is not None
-    return max(8, (x.numel() // x.shape[-1] + x.shape[-1] + len(w)) ** 0.5) * 2.0**-11
 
 
 def compare(
@@ -86,16 +79,10 @@ def compare(
         return {"status": status, "reason": str(error)[:500]}
     wanted.update({f"gradient of {name}": grad for name, grad in zip(testing.NAMES, grads, strict=True)})
     worst = max(
-        (error_of(a, e) / bound, name)
+        (testing.error(a.cpu(), e) / bound, name)
         for (name, e), a in zip(wanted.items(), [*results, *actual], strict=True)
     )
     return {"status": "right" if worst[0] <= 1 else "wrong", "worst": worst[1], "of_tolerance": worst[0]}
-
-
-def error_of(actual: Tensor, wanted: Tensor) -> float:
-    """Relative to the largest element, or to 1; infinite for NaN."""
-    error = ((actual.detach().cpu().double() - wanted).abs().max() / wanted.abs().max().clamp(min=1.0)).item()
-    return error if error == error else float("inf")
 
 
 def check(
@@ -118,7 +105,7 @@ def check(
             dtype, tf32 = KINDS[kind]
             delicate = nonlinearity == "relu" and kind != "float32"
             case = problem((T, B, 28 + H % 3, H), nonlinearity, packed, delicate).to(dtype)
-            bound = tf32_tolerance(case) if tf32 else case.tolerance()
+            bound = case.tolerance(tf32)
             way = "step" if T == 1 else ("packed" if packed else "dense") + (" reverse" if reverse else "")
             for backend in backends:
                 with products(tf32):

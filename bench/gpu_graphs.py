@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from rnnfast.functional import rnn_sequence
 from rnnfast import testing
+from rnnfast.functional import rnn_sequence
 
 Put = Callable[[str, Any], None]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Optional
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.shapes import Case
-from rnnfast import reference
+from rnnfast import testing
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # w_ih, w_hh, b_ih, b_hh of one layer in one direction
 
@@ -91,9 +90,9 @@ def expected(case: Case) -> Expected:
         sides = []
         for direction in range(case.directions):
             h0 = wide.h0[layer * case.directions + direction]
-            sides.append(
-                _sequence(output, h0, wide.layer(layer, direction), case, inputs.lengths, direction == 1)
-            )
+            weights = wide.layer(layer, direction)
+            side, _ = testing.layer(output, h0, weights, case.nonlinearity, direction == 1, inputs.lengths)
+            sides.append(side)
         output = torch.cat(sides, dim=2)
     gradients = {}
     if case.training:
@@ -101,24 +100,6 @@ def expected(case: Case) -> Expected:
             zip(doubles, torch.autograd.grad(output, list(doubles.values()), wide.grad_output), strict=True)
         )
     return Expected(output.detach(), gradients)
-
-
-def _sequence(
-    x: Tensor, h0: Tensor, weights: Weights, case: Case, lengths: Optional[Tensor], reverse: bool
-) -> Tensor:
-    """One layer, one direction; sequences of equal length are computed together, padding comes out zero."""
-    if lengths is None:
-        return reference.rnn_sequence(x, h0, *weights, case.nonlinearity, reverse)[0]
-    columns = defaultdict(list)
-    for column, length in enumerate(lengths.tolist()):
-        columns[length].append(column)
-    output: list[Tensor] = [x] * len(lengths)
-    for length, group in columns.items():
-        y, _ = reference.rnn_sequence(x[:length, group], h0[group], *weights, case.nonlinearity, reverse)
-        y = torch.cat([y, y.new_zeros(len(x) - length, *y.shape[1:])])
-        for i, column in enumerate(group):
-            output[column] = y[:, i]
-    return torch.stack(output, dim=1)
 
 
 def wrong(case: Case, output: Tensor, gradients: list[Tensor]) -> Optional[str]:
@@ -129,17 +110,15 @@ def wrong(case: Case, output: Tensor, gradients: list[Tensor]) -> Optional[str]:
     of the type sums are kept in (float32 for the 16-bit types), plus 8 eps of the storage type, which for a
     weight gradient may enter once a step: times sqrt(T).
     """
-    truth = expected(case)
-    storage = torch.finfo(getattr(torch, case.dtype)).eps
-    accumulator = min(storage, torch.finfo(torch.float32).eps)
+    truth, dtype = expected(case), getattr(torch, case.dtype)
     width, rows = case.input_size + case.hidden_size, case.steps * case.batch
-    bound = 8 * (storage + accumulator * math.sqrt(width))
+    bound = testing.tolerance(dtype, width, per_term=8)
     problem = _off("output", output, truth.output, bound)
     if problem or not case.training:
         return problem
     if len(gradients) != len(truth.gradients):
         return f"{len(gradients)} gradients for {len(truth.gradients)} parameters"
-    bound = 8 * (storage * math.sqrt(case.steps) + accumulator * math.sqrt(width + rows))
+    bound = testing.tolerance(dtype, width + rows, stores=case.steps, per_term=8)
     for (name, want), got in zip(truth.gradients.items(), gradients, strict=True):
         problem = problem or _off(f"gradient of {name}", got, want, bound)
     return problem
@@ -148,8 +127,7 @@ def wrong(case: Case, output: Tensor, gradients: list[Tensor]) -> Optional[str]:
 def _off(name: str, got: Tensor, want: Tensor, bound: float) -> Optional[str]:
     if tuple(got.shape) != tuple(want.shape):
         return f"{name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}"
-    error = float((got.to(want) - want).abs().max() / want.abs().max().clamp_min(1e-300))
-    # Not `error > bound`: that is false for NaN.
+    error = testing.error(got, want, least=1e-300)
     return (
         None
         if error <= bound

@@ -15,10 +15,10 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from torch.nn import RNN as TorchRNN
 
 from .backends.base import Needs
 from .backends.eager import DTYPES
+from .interchange import TorchRNN
 
 Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], Optional[Tensor]]
 

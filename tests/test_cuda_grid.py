@@ -18,9 +18,9 @@ from torch import Tensor
 
 from bench import gpu_latency
 from rnnfast.backends.cuda import CudaBackend
-from tests import cuda_on_cpu
 from rnnfast.testing import check
-from tests.test_cuda_build import kernels, needs_nvcc
+from tests import cuda_on_cpu
+from tests.test_cuda_build import kernels, needs_nvcc, whole_build
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing()))
 
@@ -384,7 +384,7 @@ def test_limits(kind, multiprocessors, limit):
 MULTIPROCESSORS = {"sm_80": 108, "sm_90a": 132, "sm_120": 170}  # A100, H100, RTX 5090
 
 
-@needs_nvcc
+@whole_build
 def test_registers_leave_room_for_all_blocks_at_once():
     """What ptxas says, against the H that each instantiation is to take (on an A100, 32 bits up to 1728)."""
     found = set()
@@ -404,6 +404,7 @@ def test_registers_leave_room_for_all_blocks_at_once():
     assert len(found) == 2 * 3 * 4 * 3  # directions, architectures, kinds, sizes
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_microbenchmarks_compile_without_a_warning(tmp_path):
     gpu_latency.build(tmp_path / "gpu_latency", "sm_90a")
