@@ -22,7 +22,10 @@ from rnnfast.testing import check
 from tests import cuda_on_cpu
 from tests.test_cuda_build import kernels, needs_nvcc, whole_build
 
-pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing()))
+pytestmark = [
+    pytest.mark.slow,  # building the sources for the CPU takes half a minute, once
+    pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing())),
+]
 
 KINDS = {  # name: dtype, its number in the contract
     "bfloat16": (torch.bfloat16, 2),
@@ -232,6 +235,7 @@ def test_packed(kind, reverse, lengths, groups):
     Case(kind, lengths[0], 24, lengths, reverse=reverse).check(groups=groups, seed=groups + 1)
 
 
+@pytest.mark.sample(6)
 # Up to 512, 1024 and 2048 are different instantiations. On 34 multiprocessors the 3 tiles have 2 groups or 3.
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
