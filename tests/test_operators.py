@@ -135,8 +135,13 @@ def test_backward(step, change, name, backend):
         return
     changed = {name: CHANGES[change](backward.right[name])}
     if name.startswith("grad") and change in TAKEN:
-        expected = backward(**{name: changed[name].to_dense() if change == "sparse" else 0 * args[1].new_ones(
-            changed[name].shape)})
+        expected = backward(
+            **{
+                name: changed[name].to_dense()
+                if change == "sparse"
+                else 0 * args[1].new_ones(changed[name].shape)
+            }
+        )
         torch.testing.assert_close(backward(**changed, backend=backend), expected)
         return
     with pytest.raises(RuntimeError, match=r"must (be|have) .*got \["):
@@ -216,7 +221,9 @@ def exported(layer, x, h):
 
 
 def with_make_fx(layer, x, h):
-    return make_fx(lambda x, h: torch.func.functional_call(layer, dict(layer.named_parameters()), (x, h)))(x, h)
+    return make_fx(lambda x, h: torch.func.functional_call(layer, dict(layer.named_parameters()), (x, h)))(
+        x, h
+    )
 
 
 def compiled(layer, x, h):
