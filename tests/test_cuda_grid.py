@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import gpu_latency
 from rnnfast.backends.cuda import CudaBackend
 from tests import cuda_on_cpu
 from rnnfast.testing import check
@@ -402,8 +401,3 @@ def test_registers_leave_room_for_all_blocks_at_once():
         assert capacity <= rows * blocks * MULTIPROCESSORS[usage.architecture], (name, usage)
         found.add((name, usage.architecture))
     assert len(found) == 2 * 3 * 4 * 3  # directions, architectures, kinds, sizes
-
-
-@needs_nvcc
-def test_microbenchmarks_compile_without_a_warning(tmp_path):
-    gpu_latency.build(tmp_path / "gpu_latency", "sm_90a")

@@ -1,4 +1,4 @@
-"""bench/charlm.py from end to end: what it prints and writes, its exit status, two processes against one."""
+"""`python -m bench charlm` from end to end: output, files, exit status, two processes against one."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from bench import charlm
+from bench.lm import charlm
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["--hidden=12", "--batch-size=4", "--num-steps=6", "--max-tokens=2000", "--steps=25"]
@@ -30,9 +30,9 @@ def start(*command, **environment):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run as a script: its process, its JSON, its folder."""
+    """A run from the command line: its process, its JSON, its folder."""
     folder = tmp_path_factory.mktemp("charlm")
-    process = start("bench/charlm.py", *TINY, "--out", str(folder), "--json", str(folder / "run.json"))
+    process = start("-m", "bench", "charlm", *TINY, "--out", str(folder), "--json", str(folder / "run.json"))
     assert process.returncode == 0, process.stderr
     return process, json.loads((folder / "run.json").read_text()), folder
 
@@ -85,7 +85,7 @@ def test_json_names_no_folder(finished):
 def test_two_processes_learn_what_one_does(finished, tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     target = tmp_path / "run.json"
-    process = start(*launch, "bench/charlm.py", *TINY, "--out", str(tmp_path), "--json", str(target))
+    process = start(*launch, "-m", "bench", "charlm", *TINY, "--out", str(tmp_path), "--json", str(target))
     assert process.returncode == 0, process.stderr
     shared, alone = json.loads(target.read_text()), finished[1]
     assert shared["environment"]["processes"] == 2

@@ -63,7 +63,7 @@
 //   block, at 64 bytes a cycle, 256; 8 mma for each 16 rows, in two chains of latency 33, 130; partial sums into
 //   shared memory and out of it, 70; the barrier, 30; adding up and tanh, 90. In all 1260, or 0.72 us at 1.755 GHz.
 //   This is added up from estimates of the parts. An H100 takes 1.1 us, the call and the input's product included
-//   (bench/results/gpu-h100.json); a store and a load through L2 it does in 590 cycles.
+//   (bench/results/h100); a store and a load through L2 it does in 590 cycles.
 #pragma once
 
 #include <stdint.h>
