@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as tool
+from bench.cases.suites import SUITES
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = sorted((ROOT / "bench").rglob("*.py"))
@@ -84,6 +85,13 @@ def test_every_command_helps(name, capsys):
         tool.main([name, "--help"])
     assert exit.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: python -m bench {name} ")
+
+
+def test_the_readme_names_every_command_suite_and_folder():
+    text = (ROOT / "bench" / "README.md").read_text()
+    folders = {f"{path.name}/" for path in (ROOT / "bench").iterdir() if (path / "__init__.py").exists()}
+    for name in {*tool.COMMANDS, *SUITES, *folders} - {"tests/"}:
+        assert f"`{name}`" in text, name
 
 
 def test_every_command_is_a_function():
