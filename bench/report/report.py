@@ -24,7 +24,10 @@ def main(arguments: list[str]) -> int:
     if bool(options.files) == options.all:
         p.error("name files, or --all")
     if options.all:
-        write_documents()
+        try:
+            write_documents()
+        except ValueError as error:
+            p.error(str(error))
         return 0
     try:
         runs = [store.read_cells(path) for path in options.files]

@@ -72,6 +72,7 @@ def _time(
 ) -> dict:
     """Adds the times to the results; what the cell says of its bound."""
     calls = {name: prepared.call for name, prepared in right.items()}
+    bound: Optional[roofline.Bound] = None
     if isinstance(machine, roofline.Machine):
         meter = PeakMeter(case.threads, case.dtype)
         timed = alternate({**calls, METER: meter}, suite.budget)
@@ -81,7 +82,8 @@ def _time(
     else:
         clock = cuda_clock() if suite.device_clock and case.device == "cuda" else HOST_CLOCK
         timed = alternate(calls, suite.budget, wait=lambda name, last: right[name].wait(last), clock=clock)
-        bound = machine.bound(case) if machine is not None else None
+        if machine is not None:
+            bound = machine.bound(case)
     for name, measured in timed.items():
         results[name].update(vars(measured), gflops=case.flops / measured.median / 1e9)
         if bound:

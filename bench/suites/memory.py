@@ -53,11 +53,10 @@ def main(arguments: list[str]) -> int:
     p.add_argument("name", choices=PEERS, metavar="NAME", help=f"the contender, of {', '.join(PEERS)}")
     p.add_argument("--threads", type=int, default=MEMORY.threads)
     options = p.parse_args(arguments)
-    why = unavailable()
     peer, threads = PEERS[options.name], options.threads
-    excluded = peer.excluded(MEMORY)
-    if why or excluded:
-        print(why or excluded[1], file=sys.stderr)
+    why = unavailable() or (peer.excluded(MEMORY) or ("", None))[1]
+    if why is not None:
+        print(f"memory: {why}", file=sys.stderr)
         return 1
     torch.set_num_threads(threads)
     tiny = Case(2, 2, 8, 8, training=True, threads=threads)
