@@ -2,8 +2,8 @@
 
 from . import flops, functional  # noqa: F401, flops adds its formulas to torch's
 from .config import explain, show_config
-from .convert import convert
+from .convert import convert, revert
 from .modules import RNN, RNNCell
 from .version import __version__
 
-__all__ = ["RNN", "RNNCell", "__version__", "convert", "explain", "functional", "show_config"]
+__all__ = ["RNN", "RNNCell", "__version__", "convert", "explain", "functional", "revert", "show_config"]

@@ -18,6 +18,11 @@ _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda
 any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
+def tracing() -> bool:
+    """Whether `torch.jit.trace` records; what it records should need nothing but torch to be run."""
+    return _is_tracing()
+
+
 def watching() -> bool:
     """Whether somebody wants to see our operators: a tracer, a dispatch mode, the profiler."""
     return torch.compiler.is_compiling() or _dispatch_modes() > 0 or _is_profiling() or _is_tracing()

@@ -1,4 +1,4 @@
-"""Turning a model's RNNs into ours, and nothing else about the model."""
+"""Turning a model's RNNs into ours and back, and nothing else about the model."""
 
 from __future__ import annotations
 
@@ -7,43 +7,52 @@ from typing import TypeVar
 import torch
 
 from . import dispatch
-from .interchange import recast
 from .modules import RNN, RNNCell
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
-_COUNTERPARTS: dict[type, type] = {cls.counterpart: cls for cls in (RNN, RNNCell)}
+_OURS = (RNN, RNNCell)
+_BY_COUNTERPART: dict[type, type[RNN] | type[RNNCell]] = {cls.counterpart: cls for cls in _OURS}
 
 
 def convert(model: Model, backend: str = "auto") -> Model:
-    """Replaces every `torch.nn.RNN` and `torch.nn.RNNCell` in `model`, in place, and returns the model.
+    """Makes every `torch.nn.RNN` and `torch.nn.RNNCell` in `model` one of ours, in place; returns the model.
 
-    The new modules hold the very same Parameters, hooks and other attributes, so optimizers, tied weights
-    and DistributedDataParallel go on working. A module that occurs in several places is replaced by one
-    module in all of them. If `model` is itself an RNN, its replacement is returned.
+    The module objects stay the same, only their class changes. So all that refers to them goes on working:
+    other modules, lists and hooks that hold them, their Parameters in optimizers, DistributedDataParallel. A
+    `forward` that was replaced on an object stays in front, as it does in torch. A bound method that was
+    taken before (`run = rnn.forward`) still runs torch's implementation, on the same weights and flags.
 
     Subclasses of the two are left alone, since what they override may rely on torch's implementation.
     Modules that are rnnfast's already are left alone too, so converting twice is harmless; set their
     `backend` attribute to change it.
+
+    `RNN` is no subclass of `torch.nn.RNN`: tools that ask for that class (weight initialisers, counters of
+    operations, `quantize_dynamic`, which asks for the very class of a cell) pass it by. Let them run before
+    `convert`, or after `revert`.
 
     Raises:
         ValueError: unknown backend.
         RuntimeError: the backend is not available here; the message says why.
     """
     dispatch.check_name(backend)
-    replacements: dict[torch.nn.Module, torch.nn.Module] = {}
+    for module in model.modules():
+        cls = _BY_COUNTERPART.get(type(module))
+        if cls is not None:
+            module.__class__ = cls
+            module.become(backend)  # type: ignore[operator]
+    return model
 
-    def replaced(module: torch.nn.Module) -> torch.nn.Module:
-        if type(module) not in _COUNTERPARTS:
-            return module
-        if module not in replacements:
-            new = replacements[module] = recast(module, _COUNTERPARTS[type(module)])
-            new.backend = backend  # type: ignore[assignment]
-        return replacements[module]
 
-    for parent in list(model.modules()):
-        # Not named_children(), which skips the second name of a module that has two.
-        for name, child in parent._modules.items():
-            if child is not None:
-                parent._modules[name] = replaced(child)
-    return replaced(model)  # type: ignore[return-value]
+def revert(model: Model) -> Model:
+    """Makes every `RNN` and `RNNCell` in `model` one of torch's again, in place; returns the model.
+
+    The inverse of `convert`, for modules that were constructed as ours, too: the objects and their Parameters
+    stay the same. Then `model` can be saved for, exported to or quantised by what doesn't know rnnfast.
+    Subclasses are left alone, and so is a module under `torch.nn.utils.parametrize`, which has a class of its
+    own.
+    """
+    for module in model.modules():
+        if type(module) in _OURS:
+            module.revert()  # type: ignore[operator]
+    return model

@@ -2,10 +2,10 @@
 
 The ways, in the order in which they are tried:
 
-0. `plain`, one native call for plain arguments, which looks at all that follows in a fraction of the time;
-1. torch's own operator, for arguments that no kernel takes: it rejects most of them, in its own words;
+0. `plain`, one native call that checks and computes plain arguments in a fraction of the time of the others;
+1. torch's own operator, for arguments that no kernel takes: it rejects most of them with its own errors;
 2. the composite of differentiable torch operators, under `torch.func` transforms and forward-mode AD;
-3. the registered operator, where somebody is watching: torch.compile, export, a dispatch mode, the profiler;
+3. the registered operator, under torch.compile, export, a dispatch mode or the profiler;
 4. torch's own operator, which torch differentiates, where `dispatch` says "aten";
 5. the Function of `derivative` where a gradient is needed, else the kernel itself.
 """
@@ -25,6 +25,7 @@ from .backends.eager import DTYPES
 from .context import any_autocast, needs_composite, needs_grad, undisturbed, watched
 from .derivative import apply_sequence, apply_step, composite_sequence, composite_step
 from .dispatch import check_name, find
+from .interchange import TorchRNN
 
 Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], Optional[Tensor]]
 
@@ -44,14 +45,18 @@ def rnn_step(
 ) -> Tensor:
     r"""One step of the recurrence, fused: ``h' = act(input @ W_ih.T + b_ih + hx @ W_hh.T + b_hh)``.
 
+    Equivalent to ``act(linear(input, weight_ih, bias_ih) + linear(hx, weight_hh, bias_hh))`` with
+    `torch.nn.functional.linear` and `torch.tanh` or `torch.relu`, and to ``torch.rnn_tanh_cell(input, hx,
+    weight_ih, weight_hh, bias_ih, bias_hh)`` (``torch.rnn_relu_cell``). Sums of 16-bit types are float32.
+
     Args:
-        input: ``[B, I]``, of dtype float64, float32, bfloat16 or float16, as all the tensors.
+        input: ``[B, I]``; float64, float32, bfloat16 or float16. All tensors have its dtype and device.
         hx: the state before the step, ``[B, H]``.
         weight_ih: ``[H, I]``.
         weight_hh: ``[H, H]``.
         bias_ih, bias_hh: ``[H]`` each, or None.
         nonlinearity: ``"tanh"`` or ``"relu"``.
-        backend: ``"auto"`` or the name of a backend.
+        backend: ``"auto"`` or the name of a backend, see `rnnfast.show_config`.
 
     Returns:
         The state after the step, ``[B, H]``; a new tensor, ``hx`` is left as it is.
@@ -108,10 +113,12 @@ def rnn_sequence(
 
     Computes ``h_t = act(x_t @ W_ih.T + b_ih + h_{t-1} @ W_hh.T + b_hh)`` for all t, which is
     ``for t in range(T): h = output[t] = rnn_step(input[t], h, ...)``, or with ``reverse`` the same
-    for t from T - 1 down to 0.
+    for t from T - 1 down to 0. It is what `torch.nn.RNN` of one layer computes; ``reverse`` is the second
+    direction of a bidirectional one.
 
     Args:
-        input: ``[T, B, I]`` with T of at least 1; with ``batch_sizes`` the packed rows ``[R, I]``.
+        input: ``[T, B, I]`` with T of at least 1; with ``batch_sizes`` the packed rows ``[R, I]``, R being
+            their sum. float64, float32, bfloat16 or float16; all tensors have its dtype and device.
         h0: the state before the first step taken, ``[B, H]``.
         weight_ih: ``[H, I]``.
         weight_hh: ``[H, H]``.
@@ -119,8 +126,8 @@ def rnn_sequence(
         nonlinearity: ``"tanh"`` or ``"relu"``.
         reverse: walk from the last step to the first; outputs stay in the order of the inputs.
         batch_sizes: ``[T]``, int64, on the CPU: as in a PackedSequence, the number of sequences that
-            are at least t + 1 steps long, for every t.
-        backend: ``"auto"`` or the name of a backend.
+            are at least t + 1 steps long, for every t. Positive and non-increasing.
+        backend: ``"auto"`` or the name of a backend, see `rnnfast.show_config`.
 
     Returns:
         ``output``, the states of all steps, ``[T, B, H]`` (packed: ``[R, H]``), and ``h_n``, the state
@@ -133,7 +140,7 @@ def rnn_sequence(
     """
     if batch_sizes is None:
         found = plain_sequence(
-            input, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, reverse, False, backend
+            input, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, reverse, None, backend
         )
         if found is not None:
             return found
@@ -159,7 +166,7 @@ def rnn_sequence(
     # Copied once here, where autograd sees it, rather than in the operator and again in its backward.
     dense = input.contiguous()
     if dense is not input and not packed:
-        found = plain_sequence(dense, *tensors[1:], nonlinearity, reverse, False, backend)
+        found = plain_sequence(dense, *tensors[1:], nonlinearity, reverse, None, backend)
         if found is not None:
             return found
     arguments = (dense, *tensors[1:], batch_sizes, nonlinearity, reverse)
@@ -220,12 +227,13 @@ def plain_sequence(
     bias_hh: Optional[Tensor],
     nonlinearity: str,
     reverse: bool,
-    stacked: bool,
+    sizes: Optional[tuple[int, int]],
     backend: str,
 ) -> Optional[tuple[Tensor, Tensor]]:
     """`rnn_sequence` the short way where it is open, else None.
 
-    If `stacked`, h0 and h_n are [1, B, H], as a module has them, and without h0 it starts from zeros.
+    A module passes its `sizes`, (I, H), which have to be those of the weights. Then h0 and h_n are [1, B, H],
+    as a module has them, and without h0 it starts from zeros.
     """
     if not plain.ready or not undisturbed():
         return None
@@ -237,7 +245,7 @@ def plain_sequence(
         *tensors,
         nonlinearity,
         reverse,
-        stacked,
+        sizes,
         backend,
         grad,
         deterministic,
@@ -289,14 +297,14 @@ def solver_of(
 
 def autocast_on(input: Tensor) -> bool:
     """Whether autocast is on for the device of `input`."""
-    # The first question is several times cheaper, but torch.compile can't trace it.
+    # any_autocast takes a fraction of the other's time, but torch.compile can't trace it.
     if not torch.compiler.is_compiling() and not any_autocast():
         return False
     return torch.is_autocast_enabled(input.device.type)
 
 
 def _autocast(tensors: Arguments) -> Arguments:
-    """Casts as autocast casts the arguments of a linear layer, which is what it does to torch's RNN."""
+    """Casts the tensors as autocast casts the arguments of a linear layer and of torch's RNN."""
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
 
     def cast(t: Optional[Tensor]) -> Any:
@@ -343,10 +351,13 @@ def _consistent(
 
 
 def _left_to_torch(result: Any, backend: str, tensors: Arguments) -> Any:
-    """Arguments that no kernel takes are given to torch's operator, which knows best how to reject them.
+    """Returns what torch's operator made of arguments that no kernel takes.
 
-    It takes more than the kernels do, complex numbers for example; then its result stands, unless the
-    caller asked for another backend.
+    torch's operator raises its own errors for wrong ones. It takes more than the kernels do, complex numbers
+    for example; then its result stands, unless the caller asked for another backend.
+
+    Raises:
+        RuntimeError: the caller asked for another backend than ``"auto"`` and ``"aten"``.
     """
     if backend not in ("auto", "aten"):
         got = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in tensors if t is not None)
@@ -358,4 +369,4 @@ def _left_to_torch(result: Any, backend: str, tensors: Arguments) -> Any:
 
 
 def _raise_unknown(nonlinearity: str) -> None:
-    torch.nn.RNN(1, 1, nonlinearity=nonlinearity)  # raises torch's own error
+    TorchRNN(1, 1, nonlinearity=nonlinearity)  # raises torch's own error

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
 import torch
+from torch.nn.modules.rnn import RNN as TorchRNN
+from torch.nn.modules.rnn import RNNCell as TorchRNNCell
+
+__all__ = ["Interchangeable", "TorchRNN", "TorchRNNCell"]
+
+# torch's classes are kept from the import on, because `torch.nn.RNN` may later be a name for ours: assigning
+# to it is how people speed up code that they don't own. Everything in this package that means torch's class
+# says so by these names or by `counterpart`.
 
 
 class Interchangeable(torch.nn.Module):
-    """What RNN and RNNCell have in common: a backend, and a module of torch's with the same parameters."""
+    """What RNN and RNNCell have in common: a backend, and a class of torch's with the same content."""
 
     counterpart: ClassVar[type[torch.nn.Module]]
 
     backend: str = "auto"
+
+    # The attributes of instances that torch's class doesn't have.
+    OWN: ClassVar[tuple[str, ...]] = ("backend",)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -23,7 +34,28 @@ class Interchangeable(torch.nn.Module):
 
         torch.jit.script puts it into the model that it is given, too; `rnnfast.convert` changes that back.
         """
-        return recast(self, self.counterpart)
+        new = self.counterpart.__new__(self.counterpart)  # past __init__, which would draw random numbers
+        new.__dict__.update({name: value for name, value in self.__dict__.items() if name not in self.OWN})
+        return new
+
+    def torchs(self, input: Any, hx: Any, cause: Optional[str] = None) -> Any:
+        """What torch's class returns or raises for this call; `cause` is added to the text of the error."""
+        try:
+            return self.counterpart.forward(self, input, hx)
+        except Exception as error:
+            if cause is None or type(error) not in (AssertionError, AttributeError, RuntimeError, TypeError):
+                raise
+            raise type(error)(f"{error} ({cause})") from None
+
+    def become(self, backend: str) -> None:
+        """Completes a module of torch's class whose `__class__` has become this one."""
+        self.backend = backend
+
+    def revert(self) -> None:
+        """Makes this very object one of torch's class."""
+        for name in self.OWN:
+            self.__dict__.pop(name, None)
+        self.__class__ = self.counterpart  # type: ignore[assignment]
 
     def leaf(self, *args: Any) -> Any:
         """Records a call of this module in the torch.fx graph being traced, as fx does for torch's own."""
@@ -32,13 +64,3 @@ class Interchangeable(torch.nn.Module):
             name = type(self).__name__
             raise TypeError(f"torch.fx takes {name} for a leaf: trace a module that contains it, not itself")
         return tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
-
-
-def recast(module: torch.nn.Module, cls: type[torch.nn.Module]) -> torch.nn.Module:
-    """A module of class `cls` with all that `module` has.
-
-    Past __init__, which would draw random numbers and allocate weights only to drop them.
-    """
-    new = cls.__new__(cls)
-    new.__dict__.update(module.__dict__)
-    return new

@@ -9,16 +9,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch
-from .context import needs_composite, needs_grad, watched
+from .attributes import DESCRIBING, NONLINEARITIES, at_odds, no_tensor
+from .context import needs_composite, needs_grad, tracing, watched
 from .functional import autocast_on, plain_sequence, plain_step, rnn_sequence, rnn_step, solver_of
-from .interchange import Interchangeable
+from .interchange import Interchangeable, TorchRNN, TorchRNNCell
 
 
 class RNN(Interchangeable, torch.nn.RNNBase):
     r"""Elman RNN, a drop-in for `torch.nn.RNN`: ``h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)``.
 
-    Parameters, their names, their initialisation, outputs and errors are those of `torch.nn.RNN`;
-    state_dicts load both ways.
+    Each layer and direction is one call of `rnnfast.functional.rnn_sequence`. Parameters, their names, their
+    initialisation, outputs and errors are those of `torch.nn.RNN`; state_dicts load both ways.
 
     It derives from `torch.nn.RNNBase` rather than `torch.nn.RNN`, because torch.compile turns away every
     instance of the latter.
@@ -32,7 +33,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         batch_first: input and output are ``[B, T, ...]`` rather than ``[T, B, ...]``; not so hx and h_n.
         dropout: probability of zeroing each output of each layer but the last, while training.
         bidirectional: a second set of weights walks each layer from the end; the outputs are concatenated.
-        device, dtype: of the parameters.
+        device, dtype: of the parameters: float64, float32, bfloat16 or float16 for rnnfast's kernels.
         backend: ``"auto"`` or the name of a backend; an attribute that may be changed later.
 
     Raises:
@@ -40,9 +41,14 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         RuntimeError: the backend is not available here; the message says why.
     """
 
-    counterpart = torch.nn.RNN
+    counterpart = TorchRNN
+    OWN = (*Interchangeable.OWN, "_plain")
 
-    nonlinearity: str
+    nonlinearity: str  # what was asked for; as in torch, `mode` is what counts
+
+    # Whether this is one layer in one direction and time-major, with attributes that describe its weights.
+    # Kept by __setattr__, as asking them all in every call would take as long as the smallest kernel.
+    _plain: bool = False
 
     def __init__(
         self,
@@ -61,7 +67,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         **unknown: Any,
     ) -> None:
         if nonlinearity not in ("tanh", "relu") or "proj_size" in unknown:
-            torch.nn.RNN(1, 1, nonlinearity=nonlinearity, **unknown)  # raises torch's own error
+            TorchRNN(1, 1, nonlinearity=nonlinearity, **unknown)  # raises torch's own error
         dispatch.check_name(backend)
         mode = "RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU"
         super().__init__(
@@ -78,7 +84,24 @@ class RNN(Interchangeable, torch.nn.RNNBase):
             **unknown,
         )
         self.nonlinearity = nonlinearity
-        self.backend = backend
+        self.become(backend)
+
+    def become(self, backend: str) -> None:
+        super().become(backend)
+        self._look_at_attributes()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._look_at_attributes()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in DESCRIBING and "_plain" in self.__dict__:
+            self._look_at_attributes()
+
+    def _look_at_attributes(self) -> None:
+        plain = at_odds(self) is None and len(self._all_weights) == 1 and not self.batch_first
+        self.__dict__["_plain"] = plain
 
     @overload
     def forward(self, input: Tensor, hx: Optional[Tensor] = None) -> tuple[Tensor, Tensor]: ...
@@ -102,14 +125,18 @@ class RNN(Interchangeable, torch.nn.RNNBase):
             ValueError, RuntimeError: as `torch.nn.RNN` does.
         """
         weights = self._layer_weights()
-        if len(weights) == 1 and not self.batch_first:
+        if self._plain:
             w_ih, w_hh, b_ih, b_hh = weights[0] if self.bias else (*weights[0], None, None)
-            nonlinearity, backend = self.nonlinearity, self.backend
-            found = plain_sequence(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity, False, True, backend)
+            nonlinearity, backend = NONLINEARITIES[self.mode], self.backend
+            sizes = self.input_size, self.hidden_size
+            found = plain_sequence(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity, False, sizes, backend)
             if found is not None:
                 return found
         if isinstance(input, torch.fx.Proxy):
             return self.leaf(input, hx)
+        wrong = no_tensor(input, hx) or at_odds(self)
+        if wrong is not None or tracing():
+            return self.torchs(input, hx, wrong)
         batch_sizes = sorted_indices = unsorted_indices = None
         rows, state = input, hx  # time-major and batched, from here on
         packed = isinstance(input, PackedSequence)
@@ -128,12 +155,12 @@ class RNN(Interchangeable, torch.nn.RNNBase):
             rows = input.transpose(0, 1) if self.batch_first else input
             batch = rows.shape[1]
         else:
-            return torch.nn.RNN.forward(self, input, hx)  # type: ignore  # raises torch's own error
+            return self.torchs(input, hx)  # raises torch's own error
 
         if not self._fits(rows, state, batch, packed, weights) or (
             len(weights) > 1 and self._left_to_torch(rows, state, batch, batch_sizes, weights)
         ):
-            return torch.nn.RNN.forward(self, input, hx)  # type: ignore
+            return self.torchs(input, hx)
 
         output, h_n = self._layers(rows, state, batch, batch_sizes, weights)
         if packed:
@@ -163,6 +190,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         return (
             rows.dim() == (2 if packed else 3)
             and rows.shape[-1] == self.input_size
+            and weights[0][1].shape[-1] == self.hidden_size
             and rows.shape[0] > 0
             and (rows.dtype is weights[0][0].dtype or autocast_on(rows))
             and rows.device == weights[0][0].device
@@ -217,7 +245,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         directions = 2 if self.bidirectional else 1
         last: list[Tensor] = []  # h_n of every layer and direction
         for layer in range(self.num_layers):
-            if layer > 0 and self.dropout > 0 and self.training:
+            if layer > 0 and self.dropout != 0 and self.training:
                 rows = torch.dropout(rows, self.dropout, True)
             outputs = []
             for direction in range(directions):
@@ -231,7 +259,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
                     weight_hh,
                     bias_ih,
                     bias_hh,
-                    self.nonlinearity,
+                    NONLINEARITIES[self.mode],
                     reverse=direction == 1,
                     batch_sizes=batch_sizes,
                     backend=self.backend,
@@ -242,7 +270,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         return rows, last[0].unsqueeze(0) if len(last) == 1 else torch.stack(last)
 
 
-class RNNCell(Interchangeable, torch.nn.RNNCellBase):
+class RNNCell(Interchangeable, TorchRNNCell):
     r"""One step of an Elman RNN, a drop-in for `torch.nn.RNNCell`.
 
     ``h' = act(input W_ih^T + b_ih + hx W_hh^T + b_hh)``, which is ``rnn_step`` with the module's weights.
@@ -260,7 +288,7 @@ class RNNCell(Interchangeable, torch.nn.RNNCellBase):
         RuntimeError: the backend is not available here; the message says why.
     """
 
-    counterpart = torch.nn.RNNCell
+    counterpart = TorchRNNCell
 
     nonlinearity: str
 
@@ -276,8 +304,7 @@ class RNNCell(Interchangeable, torch.nn.RNNCellBase):
         backend: str = "auto",
     ) -> None:
         dispatch.check_name(backend)
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
-        self.nonlinearity = nonlinearity
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device=device, dtype=dtype)
         self.backend = backend
 
     def forward(self, input: Tensor, hx: Optional[Tensor] = None) -> Tensor:
@@ -301,17 +328,21 @@ class RNNCell(Interchangeable, torch.nn.RNNCellBase):
         bias_hh = p["bias_hh"] if "bias_hh" in p else self.bias_hh  # noqa: SIM401
         nonlinearity, backend = self.nonlinearity, self.backend
         plain = plain_step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend)
-        if plain is not None:
+        if plain is not None and (hx is not None or self._zeros_fit(weight_hh)):
             return plain
         if isinstance(input, torch.fx.Proxy):
             return self.leaf(input, hx)
+        wrong = no_tensor(input, hx)
+        if wrong is not None or tracing():
+            return self.torchs(input, hx, wrong)
         dims = input.dim()
         if (
             dims not in (1, 2)
             or (hx is not None and hx.dim() != dims)
+            or (hx is None and not self._zeros_fit(weight_hh))
             or self.nonlinearity not in ("tanh", "relu")
         ):
-            return torch.nn.RNNCell.forward(self, input, hx)  # type: ignore  # raises torch's own error
+            return self.torchs(input, hx)  # raises torch's own error
 
         x = input if dims == 2 else input.unsqueeze(0)
         if hx is None:
@@ -320,3 +351,7 @@ class RNNCell(Interchangeable, torch.nn.RNNCellBase):
             h = hx if dims == 2 else hx.unsqueeze(0)
         out = rnn_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend=backend)
         return out if dims == 2 else out.squeeze(0)
+
+    def _zeros_fit(self, weight_hh: Tensor) -> bool:
+        """Whether a state of zeros, of hidden_size units, goes with the weights."""
+        return isinstance(self.hidden_size, int) and self.hidden_size == weight_hh.shape[-1]

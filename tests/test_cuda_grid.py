@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from rnnfast.backends.cuda import CudaBackend
-from tests import cuda_on_cpu
 from rnnfast.testing import check
-from tests.test_cuda_build import kernels, needs_nvcc
+from tests import cuda_on_cpu
+from tests.test_cuda_build import kernels, whole_build
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing()))
 
@@ -383,7 +383,7 @@ def test_limits(kind, multiprocessors, limit):
 MULTIPROCESSORS = {"sm_80": 108, "sm_90a": 132, "sm_120": 170}  # A100, H100, RTX 5090
 
 
-@needs_nvcc
+@whole_build
 def test_registers_leave_room_for_all_blocks_at_once():
     """What ptxas says, against the H that each instantiation is to take (on an A100, 32 bits up to 1728)."""
     found = set()

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 import rnnfast
-from rnnfast import dispatch, plain
+from rnnfast import dispatch, plain, testing
 from rnnfast.backends.eager import EagerBackend
 from rnnfast.backends.recurrence import RecurrenceBackend
 from rnnfast.functional import rnn_sequence, rnn_step
-from rnnfast import testing
 from tests import plain_calls
 from tests.plain_calls import (
     CHANGES,

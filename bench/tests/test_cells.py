@@ -230,10 +230,10 @@ def rounded(tensor, bits):
     return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
 
 
-@pytest.mark.parametrize("hidden", [16, 200, 512])
+@pytest.mark.parametrize("hidden", [16, 200])
 def test_tf32_is_a_case_of_its_own(hidden):
     """Operands of TF32's 11 bits are right where the case allows them, and nowhere else; 6 bits are wrong."""
-    exact = Case(6, 16, hidden, hidden, training=True, threads=1)
+    exact = Case(6, 4, hidden, hidden, training=True, threads=1)
     tf32 = replace(exact, tf32=True)
     assert tf32.key == exact.key.replace("1thr", "tf32 1thr")
 

@@ -37,6 +37,7 @@ def finished(tmp_path_factory):
     return process, json.loads((folder / "run.json").read_text()), folder
 
 
+@pytest.mark.slow
 def test_run_reports_every_model(finished):
     process, result, _ = finished
     models = {row["model"]: row for row in result["models"]}
@@ -56,6 +57,7 @@ def test_run_reports_every_model(finished):
     assert "training 100%" in process.stderr
 
 
+@pytest.mark.slow
 def test_loss_curves_agree(finished):
     process, result, _ = finished
     assert result["agreement"]["agrees"] and result["agreement"]["steps"] == result["steps"] == 25
@@ -64,6 +66,7 @@ def test_loss_curves_agree(finished):
     assert losses[-5:].mean() < losses[:5].mean()
 
 
+@pytest.mark.slow
 def test_samples_and_picture(finished):
     pytest.importorskip("matplotlib")
     process, result, folder = finished
@@ -73,12 +76,14 @@ def test_samples_and_picture(finished):
     assert (folder / "charlm.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_json_names_no_folder(finished):
     _, result, folder = finished
     assert str(folder) not in json.dumps(result)
     assert result["settings"]["text"] == "pydoc_data.topics"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="torch has no gloo"
 )
@@ -143,6 +148,7 @@ def test_a_folder_that_cannot_be_made_is_found_before_training(tmp_path, capsys)
     assert "cannot write to" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_curves_that_do_not_agree_fail_the_run(tmp_path, capsys, monkeypatch):
     class Wrong(charlm.rnnfast.RNN):
         def forward(self, input, hx=None):
@@ -155,12 +161,14 @@ def test_curves_that_do_not_agree_fail_the_run(tmp_path, capsys, monkeypatch):
     assert "BEYOND" in captured.out and "do not agree" in captured.err
 
 
+@pytest.mark.slow
 def test_training_that_diverges_fails_the_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *_: None)
     assert run(tmp_path, "--lr", "1e300") == 1
     assert "training perplexity is no longer finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_torch_and_without_matplotlib(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run(tmp_path, "--no-torch", "--partition", "random", "--input", "one-hot") == 0

@@ -48,6 +48,7 @@ def test_check_finds_what_is_wrong_and_what_is_refused(monkeypatch):
     assert {r["status"] for key, r in found.items() if key.startswith("cuda")} == {"failed"}
 
 
+@pytest.mark.slow
 def test_suites_and_summary():
     cells = {}
     cases = suites.select("gpu-layers", pattern="T32 B1 H64") + suites.select("gpu-steps", pattern="B1 H64")
@@ -101,6 +102,7 @@ def test_without_a_gpu_every_part_is_skipped(tmp_path, capsys):
         assert f"{name}: skipped: torch finds no CUDA device" in printed
 
 
+@pytest.mark.slow
 def test_needs_nothing_but_torch():
     """As on a machine that has a GPU, torch and Triton and no leave to install anything."""
     others = ("tqdm", "numpy", "matplotlib", "pytest", "onnx", "onnxruntime", "jax", "openvino")
@@ -110,6 +112,7 @@ def test_needs_nothing_but_torch():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(gpu_latency.nvcc() is None, reason="no nvcc")
 def test_latencies_compile_without_a_warning(tmp_path):
     gpu_latency.build(tmp_path / "gpu_latency", "sm_90a")

@@ -90,6 +90,7 @@ def test_a_table_of_named_backends_shows_the_fastest():
     assert table.ratio(cell, table.TORCH, "rnnfast-triton") == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_summary_and_pictures_of_a_gpu_run(tmp_path):
     cases = [case for case in suites.select("gpu") if case.hidden_size in (256, 512)]
     assert {case.dtype for case in cases} == {"float32", "bfloat16"}

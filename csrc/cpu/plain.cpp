@@ -1,11 +1,16 @@
 // One call from Python tensors to a kernel, for plain arguments: dense tensors of one dtype on one device, of exactly
-// torch's own types, with shapes that fit, for which `dispatch.find` names the CPU backend. Where it names one of a few
-// others (those for GPUs, torch's own) the answer is that backend, which is left to compute what has been checked. For
-// everything else the answer is None, and the caller takes the general way, which owns all errors; rnnfast/plain.py is
-// the only caller.
+// torch's own types, with shapes that fit. Packed sequences, autocast and transforms are not plain.
 //
-// It replaces some 15 us of checks, views and arguments in Python, of a step that computes for 1.4 us. Plain C
-// functions, as pybind11 takes a microsecond to read so many arguments.
+// `dispatch.find` names the backend. If it is the CPU backend, the kernel runs here and the answer is its result. If it
+// is one of the backends in `others` (those for GPUs, torch's own), the answer is that backend, which computes what has
+// been checked here. In every other case the answer is None and the caller takes the general way, which raises all
+// errors. rnnfast/plain.py is the only caller.
+//
+// These are plain C functions since pybind11 takes a microsecond to read so many arguments. They replace about 15 us of
+// checks, views and arguments in Python, for a step that computes for 1.4 us (Zen 4, T = 1, B = 1, H = 64). A forward
+// call now takes 9.4 us, of which no_grad and a module that does nothing take 2.7; ONNX Runtime takes 4.3 with
+// everything bound in advance. A training step takes 69 us, of which an autograd Function that does nothing takes 51;
+// JAX, which compiles forward and backward into one call, takes 21.
 #include "plain.h"
 
 #include <stdlib.h>
@@ -24,8 +29,8 @@ Viewer viewer;
 PyObject* empty_like;  // torch.empty_like
 PyObject* new_empty;   // torch.Tensor.new_empty
 PyObject* find;        // dispatch.find
-PyTypeObject* native;  // the type of the backend that this file is the short way to
-PyObject* others;      // those of the backends which are handed the problem, a tuple
+PyTypeObject* native;  // the type of the backend whose kernels this file calls
+PyObject* others;      // a tuple: the types of the backends that are returned to the caller
 PyObject* cpu;         // torch.device("cpu")
 PyObject* dtypes[4];   // in the order of DType
 PyObject *kind_step, *kind_sequence, *requires_grad, *contiguous, *device;
@@ -64,14 +69,14 @@ PyObject* setup(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return PyBool_FromLong(viewer.open(args[0], args[1]));
 }
 
-// A new tensor of dtype and device of `like`, or null without an exception to speak of.
+// A new tensor of the dtype and device of `like`, or null; the caller clears the exception, if there is one.
 template <class... Sizes>
 Owned fresh(PyObject* like, View* view, Sizes... sizes) {
   const Owned numbers[] = {Owned(PyLong_FromLongLong(sizes))...};
   PyObject* args[1 + sizeof...(sizes)] = {like};
   for (size_t i = 0; i < sizeof...(sizes); ++i) args[1 + i] = numbers[i].get();
   Owned tensor(PyObject_Vectorcall(new_empty, args, 1 + sizeof...(sizes), nullptr));
-  // A function mode may have made anything of it.
+  // A function mode may have returned something else.
   if (!tensor || !viewer.look(tensor.get(), view) || !view->is(sizes...)) return nullptr;
   return tensor;
 }
@@ -87,7 +92,7 @@ Owned fresh_like(PyObject* tensor, const View& like, View* view) {
 // Whether autograd records a call with these tensors, if it records at all.
 bool records(PyObject* enabled, PyObject* const* tensors, int count) {
   if (enabled != Py_True) return false;
-  for (int i = count; i-- > 0;) {  // the weights first: they are the likelier ones
+  for (int i = count; i-- > 0;) {  // from the last: weights require gradients more often than inputs
     if (tensors[i] == Py_None) continue;
     const Owned wanted(PyObject_GetAttr(tensors[i], requires_grad));
     if (wanted.get() != Py_False) return true;
@@ -124,6 +129,12 @@ struct Layer {
     return viewer.look(h_object, &h) && h.goes_with(x) && (h.is(B, H) || (!is_step && h.is(1, B, H)));
   }
 
+  // Whether `sizes` is the tuple (I, H).
+  bool has_sizes(PyObject* sizes) const {
+    return PyTuple_CheckExact(sizes) && PyTuple_GET_SIZE(sizes) == 2 &&
+           PyLong_AsLongLong(PyTuple_GET_ITEM(sizes, 0)) == I && PyLong_AsLongLong(PyTuple_GET_ITEM(sizes, 1)) == H;
+  }
+
   // Makes a state of zeros where none was given; false if there is no memory for it.
   bool has_state() {
     if (h.data) return true;
@@ -137,7 +148,7 @@ struct Layer {
     return object == Py_None || (viewer.look(object, bias) && bias->goes_with(x) && bias->is(H));
   }
 
-  // What dispatch names for this, or null. Without an exception: the general way meets the same one.
+  // The backend that dispatch names, or null if it raises; the general way raises the same exception.
   Owned solver(PyObject* x_object, PyObject* backend, bool grad, PyObject* deterministic) const {
     const Owned where(x.on_cpu() ? Py_NewRef(cpu) : PyObject_GetAttr(x_object, device));
     if (!where) return nullptr;
@@ -155,7 +166,7 @@ struct Layer {
 
 bool is_native(const Owned& solver) { return solver && Py_TYPE(solver.get()) == native; }
 
-// The answer where the backend is not the native one: a backend that is handed the problem, or None.
+// The answer where the backend is not the native one: one of `others`, or None.
 PyObject* not_native(Owned solver) {
   return solver && PyObject_IsInstance(solver.get(), others) == 1 ? solver.release() : not_plain();
 }
@@ -186,17 +197,18 @@ PyObject* plain_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return result.release();
 }
 
-// (x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, reverse, stacked, backend, grad_mode, deterministic, stepwise,
-// threads) -> (out, h_n like h0), a backend, or None. `stacked`: h0 is [1, B, H], or None for zeros. `stepwise`: up to
-// this many steps read the weights in place.
+// (x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, reverse, sizes, backend, grad_mode, deterministic, stepwise,
+// threads) -> (out, h_n like h0), a backend, or None. `sizes`: None or, of a module, (I, H), which the weights have to
+// have; h0 is then [1, B, H], or None for zeros. `stepwise`: up to this many steps read the weights in place.
 PyObject* plain_sequence(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 14) return PyErr_Format(PyExc_TypeError, "14 arguments, got %zd", n);
   Layer l;
   Activation activation;
   View out, last;
-  const bool reverse = args[7] == Py_True, stacked = args[8] == Py_True;
+  const bool reverse = args[7] == Py_True, stacked = args[8] != Py_None;
   if (!l.fits(args[0], args[1], args[2], args[3]) || l.is_step || !l.fits_bias(args[4], &l.b_ih) ||
-      !l.fits_bias(args[5], &l.b_hh) || !activation_of(args[6], &activation) || stacked != (!l.h.data || l.h.ndim == 3))
+      !l.fits_bias(args[5], &l.b_hh) || !activation_of(args[6], &activation) ||
+      stacked != (!l.h.data || l.h.ndim == 3) || (stacked && !l.has_sizes(args[8])))
     return not_plain();
   Owned solver = l.solver(args[0], args[9], records(args[10], args, 6), args[11]);
   if (!is_native(solver)) return not_native(std::move(solver));
@@ -227,7 +239,7 @@ PyObject* plain_sequence(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return PyTuple_Pack(2, output.get(), h_n.get());
 }
 
-// A gradient that arrives, copied to `copy` if it isn't dense: that of a sum is expanded from a single number.
+// Reads a gradient, copied to `copy` if it isn't dense; that of a sum is expanded from a single number.
 bool look_at_gradient(PyObject* grad, Owned* copy, View* view) {
   if (viewer.look(grad, view)) return true;
   if (!viewer.knows(grad)) return false;
@@ -256,7 +268,7 @@ PyObject* plain_backward(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (!viewer.look(args[6], &out) || !like_out(out)) return not_plain();
   Owned solver = l.solver(args[2], args[9], true, args[11]);
   if (!is_native(solver)) {
-    // What arrives has the shape of what was returned, if autograd sends it; it need not be dense.
+    // Gradients from autograd have the shape of the outputs; they need not be dense.
     const bool known = (args[0] == Py_None || viewer.knows(args[0])) && (args[1] == Py_None || viewer.knows(args[1]));
     return known ? not_native(std::move(solver)) : not_plain();
   }

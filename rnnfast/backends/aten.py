@@ -1,8 +1,8 @@
 """torch's own kernels (ATen on the CPU, cuDNN on CUDA), called as torch.nn's modules call them.
 
-torch's backward needs what torch's forward saved, which the contract has no room for. So the backward
-here is that of eager; wherever torch can differentiate its own call (everywhere but in captured graphs)
-`rnnfast.functional` uses `torch_step` and `torch_sequence` and never gets here.
+torch's backward needs tensors that torch's forward saved, which the contract does not pass on. The backward
+here is therefore that of eager. Wherever torch can differentiate its own call, which is everywhere but in
+captured graphs, `rnnfast.functional` calls `torch_step` and `torch_sequence` instead.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def torch_sequence(
 ) -> tuple[Tensor, Tensor]:  # out, h_n like h0
     """One layer in torch's own operator, differentiable by torch.
 
-    torch offers the reverse direction only as half of a bidirectional layer, so here the rows of each
-    sequence are turned round instead, before and after.
+    torch offers the reverse direction only as half of a bidirectional layer, so the rows of each sequence are
+    reversed before the call and after it.
     """
     if h0.dim() < 3:
         walk = (nonlinearity, batch_sizes, reverse)
@@ -72,7 +72,7 @@ def torch_sequence(
 
 
 def _reversed_rows(batch_sizes: Tensor) -> Tensor:
-    """For each packed row the row that takes its place when every sequence is turned round."""
+    """For each packed row the row that takes its place when every sequence is reversed."""
     sequences = torch.arange(int(batch_sizes[0]))
     present = sequences < batch_sizes.unsqueeze(1)  # [T, B]
     lengths = present.sum(0)

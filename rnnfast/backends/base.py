@@ -36,11 +36,10 @@ class Problem:
     deterministic: bool = False  # torch.are_deterministic_algorithms_enabled()
 
 
-# Named tuples: one of each is made in every backward pass, and a frozen dataclass takes three times as long.
-
-
+# Grads and Needs are named tuples: one of each is made in every backward pass, and a frozen dataclass takes
+# three times as long.
 class Grads(NamedTuple):
-    """Gradients of one layer; None for those that were not asked for.
+    """Gradients of one layer, None for those that are not needed.
 
     `bias` serves both b_ih and b_hh: they enter as a sum, so their gradients are equal.
     """
@@ -72,7 +71,7 @@ class Backend:
         raise NotImplementedError
 
     def details(self) -> str:
-        """What `rnnfast.show_config` adds to the name of an available backend: its instruction set, say."""
+        """What `rnnfast.show_config` adds to the name of an available backend, as its instruction set."""
         return ""
 
     def refuses(self, problem: Problem) -> Optional[str]:

@@ -1,11 +1,10 @@
 """The native CPU kernels (csrc/cpu): vectorised, threaded, bitwise reproducible.
 
-Every output element is one chain of multiply-adds in a fixed order, whatever the batch around it and however
-many threads share the work. So results are the same bits from run to run, on any number of threads, and for a
-sequence in any batch. One choice looks at more than the layer's own sizes: the shortest sequences read the
-weights in place rather than packing them (`STEPWISE`), which takes another order. It depends on the number of
-steps alone, is never made for packed sequences, whose number of steps is that of the longest, and is not made
-under `torch.use_deterministic_algorithms(True)`.
+Every output element is one chain of multiply-adds in an order that depends neither on the batch nor on the
+number of threads. Results are therefore the same bits from run to run, on any number of threads, and for a
+sequence in any batch. There is one exception: dense sequences of up to `STEPWISE` steps read the weights in
+place rather than packing them, which adds in another order. It does not apply to packed sequences, whose
+number of steps is that of the longest, nor under `torch.use_deterministic_algorithms(True)`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ except ImportError as error:
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ACTIVATIONS = {"tanh": 0, "relu": 1}
 
-# Up to this many steps a dense sequence runs as fused steps: too few for packing the weights to pay.
+# Up to this many steps a dense sequence runs as fused steps, which need no packed weights.
 STEPWISE = 4
 
 

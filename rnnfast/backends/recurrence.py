@@ -1,7 +1,10 @@
-"""What the GPU backends share: all of a layer that is not sequential.
+"""The base of the GPU backends: all of a layer that is not sequential.
 
-The input product is hoisted out of the recurrence and the weight gradients follow it, as a few large matrix
-products in torch. A backend derived from this one supplies the recurrence itself and single steps.
+The input product comes before the recurrence and the weight gradients after it, as a few large products in
+torch. A backend derived from this one supplies the recurrence itself and single steps.
+
+A packed call copies the offsets of its steps from ordinary memory to the device, so it cannot be captured in
+a CUDA graph.
 """
 
 from __future__ import annotations
