@@ -16,11 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import gpu_latency
 from rnnfast.backends.cuda import CudaBackend
 from rnnfast.testing import check
 from tests import cuda_on_cpu
-from tests.test_cuda_build import kernels, needs_nvcc, whole_build
+from tests.test_cuda_build import kernels, whole_build
 
 pytestmark = [
     pytest.mark.slow,  # building the sources for the CPU takes half a minute, once
@@ -406,9 +405,3 @@ def test_registers_leave_room_for_all_blocks_at_once():
         assert capacity <= rows * blocks * MULTIPROCESSORS[usage.architecture], (name, usage)
         found.add((name, usage.architecture))
     assert len(found) == 2 * 3 * 4 * 3  # directions, architectures, kinds, sizes
-
-
-@pytest.mark.slow
-@needs_nvcc
-def test_microbenchmarks_compile_without_a_warning(tmp_path):
-    gpu_latency.build(tmp_path / "gpu_latency", "sm_90a")
