@@ -27,7 +27,18 @@ any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 def tracing() -> bool:
     """Whether `torch.jit.trace` records; what it records should need nothing but torch to be run."""
-    return _is_tracing()
+    return (
+        not torch.compiler.is_compiling() and _is_tracing()
+    )  # torch.compile can't trace the second question
+
+
+def recorded_as_torch_s(backend: str) -> bool:
+    """Whether what is recorded of a call should be torch's own operator.
+
+    In traces always, as they are made to be loaded elsewhere and have no use for our operator; in
+    `torch.export` if asked for by name, because torch's operator fixes the number of steps there.
+    """
+    return tracing() or (backend == "aten" and torch.compiler.is_exporting())
 
 
 def watching() -> bool:

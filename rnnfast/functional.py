@@ -31,7 +31,15 @@ from .arguments import (
 from .backends import cpu
 from .backends.aten import torch_sequence, torch_step
 from .backends.base import Backend
-from .context import any_autocast, needs_composite, needs_grad, overridden, undisturbed, watched
+from .context import (
+    any_autocast,
+    needs_composite,
+    needs_grad,
+    overridden,
+    recorded_as_torch_s,
+    undisturbed,
+    watched,
+)
 from .derivative import apply_sequence, apply_step, composite_sequence, composite_step
 from .dispatch import check_name, find
 
@@ -89,6 +97,8 @@ def rnn_step(
         check_name(backend)
         return composite_step(*tensors, nonlinearity)
     if watched(*tensors):
+        if recorded_as_torch_s(backend):
+            return torch_step(*tensors, nonlinearity)
         if torch.onnx.is_in_onnx_export():
             return composite_step(*tensors, nonlinearity)
         return torch.ops.rnnfast.rnn_step(*tensors, nonlinearity, False, backend)
@@ -187,7 +197,11 @@ def rnn_sequence(
             return found
     arguments = (dense, *tensors[1:], batch_sizes, nonlinearity, reverse)
     if seen:
+        if recorded_as_torch_s(backend):
+            return torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
         if torch.onnx.is_in_onnx_export() and not packed:
+            if input.dtype is not onnx.DTYPE:
+                return torch_sequence(*tensors, nonlinearity, None, reverse)
             return onnx.rnn_sequence(*tensors, nonlinearity, reverse)
         return torch.ops.rnnfast.rnn_sequence(*arguments, False, backend)
     grad = needs_grad(*tensors)

@@ -1,7 +1,9 @@
 """What `torch.onnx.export(dynamo=True)` sees: ONNX's own RNN operator, one for each layer and direction.
 
-No decomposition: the exported model keeps dynamic T and B, and ONNX Runtime runs its own fused kernel.
-ONNX has no counterpart of PackedSequence; models have to be exported with padded sequences.
+No decomposition: the exported model keeps dynamic T and B, and ONNX Runtime runs its own fused kernel, which
+it has for float32 alone. Other dtypes get what torch.nn.RNN is exported to, a graph unrolled for one number
+of steps. ONNX has no counterpart of PackedSequence; models have to be exported with padded sequences.
+`torch.onnx.export(dynamo=False)` traces, so it sees torch's operator and exports that.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from torch import Tensor
 
 # The opset that the RNN operator has had its present form from; later ones only add dtypes.
 OPSET = 14
+
+# The one dtype that ONNX Runtime runs it in.
+DTYPE = torch.float32
 
 
 def rnn_sequence(

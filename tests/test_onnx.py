@@ -23,14 +23,16 @@ def export(module, args, path, dynamic_shapes=None):
     return onnxruntime.InferenceSession(str(path)), operators
 
 
-def compare(session, module, *args):
+def compare(session, module, *args, **tolerance):
     names = [input.name for input in session.get_inputs()]
     actual = session.run(None, {name: arg.numpy() for name, arg in zip(names, args, strict=True)})
     expected = module(*args)
     expected = list(expected) if isinstance(expected, tuple) else [expected]
-    torch.testing.assert_close([torch.from_numpy(a) for a in actual], [e.detach() for e in expected])
+    expected = [e.detach() for e in expected]
+    torch.testing.assert_close([torch.from_numpy(a) for a in actual], expected, **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stack",
     [
@@ -51,6 +53,7 @@ def test_rnn(stack, tmp_path):
         compare(session, rnn, torch.randn(steps, batch, 3))
 
 
+@pytest.mark.slow
 def test_initial_state_and_unbatched_input(tmp_path):
     torch.manual_seed(0)
     rnn = rnnfast.RNN(3, 5)
@@ -65,6 +68,33 @@ def test_cell(tmp_path):
     cell = rnnfast.RNNCell(3, 5)
     args = torch.randn(2, 3), torch.randn(2, 5)
     compare(export(cell, args, tmp_path / "cell.onnx")[0], cell, *args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_dtypes_are_unrolled_as_torch_s_are(dtype, tmp_path):
+    """ONNX Runtime has the RNN operator in float32 alone."""
+    torch.manual_seed(0)
+    rnn = rnnfast.RNN(3, 5, num_layers=2, bidirectional=True, dtype=dtype)
+    session, operators = export(rnn, (torch.randn(4, 2, 3, dtype=dtype),), tmp_path / "rnn.onnx")
+    assert "RNN" not in operators
+    # States are at most 1, and rounded after each of the 4 steps of 2 layers, their sums twice before.
+    tolerance = 12 * torch.finfo(dtype).eps
+    compare(session, rnn, torch.randn(4, 2, 3, dtype=dtype), rtol=0, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "stack", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=str
+)
+def test_exporter_that_traces(stack, tmp_path):
+    """`dynamo=False` sees torch's operator, and makes one RNN operator a layer of it."""
+    torch.manual_seed(0)
+    rnn = rnnfast.RNN(3, 5, **stack).eval()
+    path = str(tmp_path / "rnn.onnx")
+    axes = {"x": {0: "0", 1: "1"}}
+    torch.onnx.export(rnn, (torch.randn(4, 2, 3),), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    for sizes in [(4, 2, 3), (9, 30, 3)]:
+        compare(onnxruntime.InferenceSession(path), rnn, torch.randn(sizes))
 
 
 def test_packed_rows_have_no_counterpart(tmp_path):

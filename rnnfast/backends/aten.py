@@ -12,6 +12,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from ..context import tracing
 from .base import Problem
 from .eager import EagerBackend
 
@@ -59,25 +60,30 @@ def torch_sequence(
         zeros = weight_hh.new_zeros(weight_hh.shape[0])
         weights += [zeros if bias is None else bias for bias in (bias_ih, bias_hh)]
     # cuDNN differentiates only what was computed in training mode; without dropout that changes nothing else.
-    training = torch.is_grad_enabled()
+    training = torch.is_grad_enabled() or tracing()  # a trace may later be differentiated
     rest = (h0, weights, has_biases, 1, 0.0, training, False)
     if batch_sizes is None:
         out, h_n = layer(torch.flip(x, (0,)) if reverse else x, *rest, False)
         return (out.flip(0) if reverse else out), h_n
     if not reverse:
         return layer(x, batch_sizes, *rest)
-    turn = _reversed_rows(batch_sizes).to(x.device)
+    turn = _reversed_rows(batch_sizes, h0.shape[1]).to(x.device)
     out, h_n = layer(x.index_select(0, turn), batch_sizes, *rest)
     return out.index_select(0, turn), h_n
 
 
-def _reversed_rows(batch_sizes: Tensor) -> Tensor:
-    """For each packed row the row that takes its place when every sequence is reversed."""
-    sequences = torch.arange(int(batch_sizes[0]), device=batch_sizes.device)
+def _reversed_rows(batch_sizes: Tensor, batch: int) -> Tensor:
+    """For each packed row the row that takes its place when every sequence is reversed.
+
+    In operators and shapes alone, so that `torch.jit.trace` records it for any batch.
+    """
+    sequences = torch.arange(batch, device=batch_sizes.device)
     present = sequences < batch_sizes.unsqueeze(1)  # [T, B]
     lengths = present.sum(0)
     starts = batch_sizes.cumsum(0) - batch_sizes
-    steps = (lengths - 1 - torch.arange(len(batch_sizes), device=batch_sizes.device).unsqueeze(1))[present]
+    steps = (lengths - 1 - torch.arange(batch_sizes.shape[0], device=batch_sizes.device).unsqueeze(1))[
+        present
+    ]
     return starts[steps] + sequences.expand_as(present)[present]
 
 

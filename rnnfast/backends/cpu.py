@@ -38,7 +38,7 @@ class CpuBackend(Backend):
         return MISSING
 
     def details(self) -> str:
-        threads = "OpenMP" if native.openmp() else "one thread"
+        threads = "OpenMP" if native.openmp() and not native.team_lost() else "one thread"
         return f"{native.instruction_set()} (of {', '.join(native.instruction_sets())}), {threads}"
 
     def refuses(self, problem: Problem) -> Optional[str]:

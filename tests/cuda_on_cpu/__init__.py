@@ -24,6 +24,7 @@ FLAGS = [
     *("-Wno-unknown-pragmas", "-Wno-unused-parameter"),
     *("-I", str(HERE), "-I", str(KERNELS)),
     *("-isystem", sysconfig.get_paths()["include"], "-isystem", str(Path(torch.__file__).parent / "include")),
+    *os.environ.get("CUDA_ON_CPU_FLAGS", "").split(),  # sanitizers, say
 ]
 
 
@@ -65,7 +66,7 @@ def _compile(folder: Path, name: str, sources: Sequence[Path], flags: Sequence[s
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, [*sources, HERE / "machine.cpp"]))
     partial = folder / f"{name}.{os.getpid()}"
-    _run([COMPILER, "-shared", *map(str, objects), "-o", str(partial)])
+    _run([COMPILER, "-shared", *flags, *map(str, objects), "-o", str(partial)])
     partial.rename(folder / f"{name}.so")  # at once, so that an interrupted build leaves no half of it
     for target in objects:
         target.unlink()

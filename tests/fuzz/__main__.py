@@ -8,6 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the cores may be shared
+
+import torch  # noqa: F401  here, so that children need not
+
 from . import child
 from .problem import draw
 from .session import Session

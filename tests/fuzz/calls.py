@@ -56,6 +56,7 @@ def run(
         captured: the problem with whose arguments the call is captured first, if it is.
     """
     outcome = Outcome()
+    torch.set_num_threads(p.threads if ours else 1)
     try:
         _run(p, ours, data, dtype, exact, captured, outcome)
     except Exception as error:

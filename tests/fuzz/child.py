@@ -6,6 +6,7 @@ rnnfast is imported in the children alone.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import mmap
 import os
@@ -13,10 +14,11 @@ import selectors
 import signal
 import struct
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from .problem import SLOW_CAPTURES, Problem, draw
 
@@ -64,9 +66,28 @@ def ended(status: int) -> str:
     return f"exit status {os.WEXITSTATUS(status)}"
 
 
-def _fork(body: Callable[[int], None]) -> tuple[int, int]:
-    """A child that runs body(descriptor to write to): its process number, and the descriptor to read from."""
+class Child(NamedTuple):
+    process: int
+    reading: int  # the descriptor from which its reports are read
+    stacks: IO[bytes]  # what Python was doing when it crashed, or was asked
+
+    def stack(self) -> str:
+        self.stacks.seek(0)
+        lines = self.stacks.read().decode(errors="replace").splitlines()
+        return "\n".join(lines[:12])
+
+    def ask_and_kill(self) -> str:
+        """Ends it, and says where it was."""
+        os.kill(self.process, signal.SIGUSR1)
+        time.sleep(0.5)
+        os.kill(self.process, signal.SIGKILL)
+        return self.stack()
+
+
+def _fork(body: Callable[[int], None]) -> Child:
+    """A child that runs body(descriptor to write to)."""
     reading, writing = os.pipe()
+    stacks = tempfile.TemporaryFile()  # noqa: SIM115  closed with the child
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -76,12 +97,14 @@ def _fork(body: Callable[[int], None]) -> tuple[int, int]:
             os.close(reading)
             quiet = os.open(os.devnull, os.O_WRONLY)  # a crash has its say in the report
             os.dup2(quiet, 2)
+            faulthandler.enable(stacks)
+            faulthandler.register(signal.SIGUSR1, stacks)
             body(writing)
             status = 0
         finally:
             os._exit(status)
     os.close(writing)
-    return child, reading
+    return Child(child, reading, stacks)
 
 
 def alone(p: Problem, watchdog: float = WATCHDOG, inspect: Callable[[Problem], Report] = inspect) -> Report:
@@ -90,29 +113,29 @@ def alone(p: Problem, watchdog: float = WATCHDOG, inspect: Callable[[Problem], R
     def body(writing: int) -> None:
         os.write(writing, json.dumps(inspect(p)).encode())
 
-    child, reading = _fork(body)
+    child = _fork(body)
     limit = time.monotonic() + limit_of(p, watchdog)
-    parts, kind = [], ""
+    parts, stack, hangs = [], "", False
     with selectors.DefaultSelector() as selector:
-        selector.register(reading, selectors.EVENT_READ)
+        selector.register(child.reading, selectors.EVENT_READ)
         while True:
             if not selector.select(max(0.0, limit - time.monotonic())):
-                os.kill(child, signal.SIGKILL)
-                kind = "hang"
+                stack, hangs = child.ask_and_kill(), True
                 break
-            part = os.read(reading, 65536)
+            part = os.read(child.reading, 65536)
             if not part:
                 break
             parts.append(part)
-    os.close(reading)
-    status = os.waitpid(child, 0)[1]
-    if kind == "hang":
-        return Report("hang", f"no answer after {limit_of(p, watchdog):.0f} s", f"{p.target} hang")
+    os.close(child.reading)
+    status = os.waitpid(child.process, 0)[1]
+    stack = stack or child.stack()
+    child.stacks.close()
+    if hangs:
+        return Report("hang", f"no answer after {limit_of(p, watchdog):.0f} s", f"{p.target} hang", stack)
     if status != 0 or not parts:
+        unusual = sorted(dict(p.wrong).values())
         return Report(
-            "crash",
-            ended(status),
-            f"{p.target} {p.capture} crash {ended(status)} {sorted(dict(p.wrong).values())}",
+            "crash", ended(status), f"{p.target} {p.capture} crash {ended(status)} {unusual}", stack
         )
     return Report(*json.loads(b"".join(parts)))
 
@@ -135,8 +158,8 @@ class Worker:
                     os.write(writing, (json.dumps([seed, *report]) + "\n").encode())
             self._write(seeds.stop, len(seeds))
 
-        self.child, self.reading = _fork(body)
-        os.set_blocking(self.reading, False)
+        self.child = _fork(body)
+        os.set_blocking(self.child.reading, False)
         self.unread = b""
 
     def _write(self, seed: int, done: int) -> None:
@@ -151,7 +174,7 @@ class Worker:
         """Those that have come in since."""
         while True:
             try:
-                part = os.read(self.reading, 65536)
+                part = os.read(self.child.reading, 65536)
             except BlockingIOError:
                 part = b""
             if not part:
@@ -164,13 +187,16 @@ class Worker:
 
     def finished(self) -> int | None:
         """The status with which it has ended, or None while it runs."""
-        child, status = os.waitpid(self.child, os.WNOHANG)
+        child, status = os.waitpid(self.child.process, os.WNOHANG)
         return status if child else None
 
-    def close(self) -> None:
-        os.close(self.reading)
-        self.memory.close()
+    def kill(self) -> str:
+        """Ends it, and says where it was."""
+        stack = self.child.ask_and_kill()
+        os.waitpid(self.child.process, 0)
+        return stack
 
-    def kill(self) -> None:
-        os.kill(self.child, signal.SIGKILL)
-        os.waitpid(self.child, 0)
+    def close(self) -> None:
+        os.close(self.child.reading)
+        self.child.stacks.close()
+        self.memory.close()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .calls import Outcome
-from .problem import Problem
+from .problem import BACKWARDS, Problem
 
 
 class Difference(NamedTuple):
@@ -32,6 +32,14 @@ DIFFERENCES = [
         lambda p, theirs, ours: (
             isinstance(ours.error, ValueError) and _text(ours).startswith("batch_sizes must")
         ),
+    ),
+    Difference(
+        "a backward operator takes what its forward operator has taken and returned: dense tensors",
+        lambda p, theirs, ours: p.target in BACKWARDS and bool(p.layouts) and ", dense, of" in _text(ours),
+    ),
+    Difference(
+        "under autocast torch cannot differentiate its own operator for float16 on a CPU",
+        lambda p, theirs, ours: p.around == "autocast" and "at::autocast::prioritize" in _text(theirs),
     ),
     Difference(
         "the output is saved for backward: it must not be changed in place",

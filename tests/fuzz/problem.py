@@ -121,7 +121,7 @@ def draw(seed: int) -> Problem:
     p = {
         "seed": seed,
         "target": target,
-        "steps": 1 if one_step else _size(r, 0.01, 6, (7, 12, 19)),
+        "steps": 1 if one_step else _size(r, 0.01, 4, (5, 7, 12)),
         "batch": _size(r, 0.03, 6, (8, 9, 17, 33)),
         "inputs": _size(r, 0.02, 9, (16, 17, 33, 70)),
         "hidden": _size(r, 0.02, 12, (15, 16, 17, 31, 33, 48, 65, 100)),
@@ -142,7 +142,7 @@ def draw(seed: int) -> Problem:
         p.update(inputs=r.choice((8, 100)), hidden=r.choice((64, 96, 130, 200)), threads=r.randint(1, 4))
     if target == "rnn":
         p.update(
-            layers=r.choice((1, 1, 1, 2, 3)), bidirectional=r.random() < 0.25, batch_first=r.random() < 0.3
+            layers=r.choice((1, 1, 1, 1, 2, 3)), bidirectional=r.random() < 0.25, batch_first=r.random() < 0.3
         )
         p.update(dropout=r.choice((0.0, 0.0, 0.0, 0.5, 1.0)) if p["layers"] > 1 else 0.0)
     if sequence:
@@ -173,12 +173,15 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
     target = p["target"]
     movable = [n for n in present if n != "x" or not p.get("lengths") or target != "rnn"]
     if r.random() < 0.3:
-        p["layouts"] = tuple((n, r.choice(LAYOUTS)) for n in movable if r.random() < 0.3)
+        layouts = tuple((n, r.choice(LAYOUTS)) for n in movable if r.random() < 0.3)
+        # What a forward pass has returned, an expanded tensor is not.
+        p["layouts"] = tuple(entry for entry in layouts if entry != ("output", "expanded"))
     dice = r.random()
     if dice < 0.03 and movable:
-        p["layouts"] = ((r.choice(movable), r.choice(RARE_LAYOUTS)),)
+        p["layouts"] = ((r.choice([n for n in movable if n != "output"]), r.choice(RARE_LAYOUTS)),)
     elif dice < 0.14:
-        name = r.choice(present + (["batch_sizes"] if p.get("lengths") else []))
+        read = [n for n in present if target not in BACKWARDS or not n.startswith("bias")]
+        name = r.choice(read + (["batch_sizes"] if p.get("lengths") else []))
         if name == "batch_sizes":
             change = r.choice(SIZES)
         elif target in MODULES and name in WEIGHTS:
@@ -194,21 +197,27 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
         p["attribute"] = ((attribute, r.choice(ATTRIBUTES[attribute])),)
     elif dice < 0.29:
         p["around"] = r.choices(AROUND, weights=(4, 4, 1, 4, 2, 2, 2, 2, 4, 0.3))[0]
-        if p["around"] == "doubling mode" and target not in (*MODULES, *FUNCTIONS):
-            p["around"] = "autocast"
+        if p["around"] == "doubling mode" and p["backend"] not in ("auto", "aten"):
+            p["around"] = "dispatch mode"  # what was asked for by name is not torch's operator
+        if p["around"] in ("autocast", "doubling mode") and target not in (*MODULES, *FUNCTIONS):
+            p["around"] = (
+                "dispatch mode"  # autocast and the modes of functions are for those above the operators
+            )
     elif dice < 0.32 and target not in BACKWARDS:
         p["touched"] = r.choice(present)
-    elif dice < 0.35 and target not in BACKWARDS:
+    elif dice < 0.34 and target not in BACKWARDS:
         _captured(r, p)
-    elif dice < 0.36:
+    elif dice < 0.35:
         p.update(device="meta")
-    elif dice < 0.37:
+    elif dice < 0.36:
         p.update(dtype=r.choice(("complex64", "complex128", "int64", "bool")))
 
 
 def _captured(r: Random, p: dict) -> None:
     slow = r.random() < 0.015
     p["capture"] = r.choice(SLOW_CAPTURES) if slow else r.choices(CAPTURES, weights=(4, 1, 1, 1, 1, 1))[0]
+    if p["target"] in OPERATORS and p["capture"] in CAPTURES[2:]:
+        p["capture"] = "trace"
     p.update(twice=False, layouts=(), dropout=0.0, mode="grad")
     if p["capture"] in ("vmap", "jvp", "vjp"):
         p.update(lengths=(), shuffled=False)

@@ -53,13 +53,15 @@ class Session:
         status = worker.finished()
         at, done, since = worker.place()
         hangs = status is None and since > limit_of(draw(at), self.watchdog)
+        stack = ""
         if status is None and (hangs or over):
-            worker.kill()
+            stack = worker.kill()
         for seed, report in worker.reports():
             self._note(seed, report)
         if status is None and not hangs and not over:
             return
         workers.remove(worker)
+        stack = stack or worker.child.stack()
         worker.close()
         self.problems += done
         if status == 0 or (over and status is None and not hangs):
@@ -71,7 +73,7 @@ class Session:
         if report.kind not in ("crash", "hang"):
             how = "no answer" if hangs else ended(status or 0)
             text = f"{how} after the seeds {worker.seeds.start} to {at}; the last of them alone: {report.text or 'well'}"
-            report = Report("crash", text, f"crash not repeated alone {draw(at).target}")
+            report = Report("crash", text, f"crash not repeated alone {draw(at).target}", stack)
         self._note(at, report)
 
     def _note(self, seed: int, report: Report) -> None:
@@ -82,6 +84,8 @@ class Session:
             return
         problem = draw(seed)
         print(f"{report.kind}, seed {seed}: {report.text}\n  {problem.text()}", flush=True)
+        if report.kind in ("crash", "hang", "internal"):
+            print(report.trace, flush=True)
         if self.shrinking:
             small, least = shrink(problem, report, lambda p: alone(p, self.watchdog))
             print(f"  smallest form: {small.text()}\n  {least.kind}: {least.text}", flush=True)

@@ -131,7 +131,9 @@ def _make_special(p: Problem, name: str, tensor: Tensor) -> None:
         elif kind == "zero":
             tensor.zero_()
         else:
-            value = limits.max * 0.75 if "huge" in kind else float(kind.removeprefix("all "))
+            # Where all are huge, their squares and sums are still within the range of the dtype.
+            huge = limits.max**0.5 / 16 if kind == "all huge" else limits.max * 0.75
+            value = huge if "huge" in kind else float(kind.removeprefix("all "))
             at = slice(None) if kind.startswith("all") else p.seed % tensor.numel()
             tensor.view(-1)[at] = value
 
