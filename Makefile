@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 BUILD := $(SOURCES) setup.py csrc/cuda/nvcc.py
-FORMATTED := $(SOURCES) $(wildcard bench/*.cu $(addprefix tests/cuda_on_cpu/*,.cu .cpp .h))
+FORMATTED := $(SOURCES) $(wildcard bench/machine/*.cu $(addprefix tests/cuda_on_cpu/*,.cu .cpp .h))
 say = @printf '== %s\n'
 
 # Triton of the oldest and the newest supported CUDA builds of torch, beside the newest one, which `pip` installs.
@@ -15,9 +15,9 @@ OTHER_TRITONS := 3.6.0 3.7.1
 
 # Train a character-level language model with rnnfast.RNN and torch.nn.RNN side by side, then time both over shapes.
 run: $(VENV)/.installed-bench
-	$(BIN)/python -m bench.charlm --seconds 100 --out out $(ARGS)
+	$(BIN)/python -m bench charlm --seconds 100 --out out $(ARGS)
 	rm -f out/bench-quick.json
-	$(BIN)/python -m bench.run --quick --peers torch-rnn rnnfast --json out/bench-quick.json
+	$(BIN)/python -m bench run --quick --peers torch-rnn rnnfast
 
 # The tests in three tiers (tests/tiers.py). Tests of threads have the machine for themselves, the others share it, a
 # thread each; the Triton kernels run in a process of their own, whose Triton interprets them.
@@ -56,10 +56,10 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
-# The figures of the README: about ten minutes on a quiet machine.
+# The suite behind the README's table, on this machine: about ten minutes on a quiet one.
 bench: $(VENV)/.installed-bench $(VENV)/.installed-peers
-	$(BIN)/python -m bench.run --suite core --json bench/results/core.json
-	$(BIN)/python -m bench.report bench/results/core.json
+	$(BIN)/python -m bench run --suite core
+	$(BIN)/python -m bench report out/bench-core.json --pictures
 
 # An sdist and a wheel in dist/, built in isolation, without torch and without the CUDA kernels. On Linux the wheel gets
 # the tag of the oldest manylinux that has all of its symbols; libgomp stays out of it: torch brings one, and two would

@@ -58,7 +58,8 @@ struct SequenceArgs {
   void* h_n;         // [B, H]
 };
 
-// The gradients of a sequence, and with T = 1 those of a step. A gradient whose pointer is null is not computed.
+// The gradients of a sequence, and with T = 1 those of a step. A gradient whose pointer is null is not computed. What
+// only that gradient reads may be null, too: x for dw_ih, h0 for dw_hh, w_ih for dx, and with T = 1 w_hh for dh0.
 struct SequenceBackwardArgs {
   DType dtype;
   Activation activation;

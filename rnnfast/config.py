@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Union
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch
+from .backends import cpu
 from .backends.base import Problem
 from .context import needs_grad
 from .modules import RNN, RNNCell
@@ -18,12 +20,17 @@ from .version import __version__
 
 
 def show_config() -> str:
-    """Versions, instruction sets and, for every backend, whether it can run here and if not, why."""
+    """Versions, instruction sets, threads and, for every backend, whether it can run here and if not, why.
+
+    Of the threads it tells which OpenMP runtime the CPU kernels take them from, with a warning where that is
+    not torch's, and where they have only one, why.
+    """
     lines = [
         f"rnnfast {__version__}",
         f"torch {torch.__version__}",
         f"python {platform.python_version()}, {platform.system()} {platform.machine()}",
         f"CPU: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        f"OpenMP: {_openmp()}",
         f"RNNFAST_BACKEND: {dispatch.AUTO}",
         "backends:",
     ]
@@ -34,6 +41,24 @@ def show_config() -> str:
         )
         lines.append(f"  {name:<8} {status}".rstrip())
     return "\n".join(lines)
+
+
+def _openmp() -> str:
+    """What the CPU kernels have their threads from."""
+    if cpu.native is None:
+        return "none, as the native extension is not built"
+    if cpu.native.team_lost():
+        return (
+            "none: the process was forked from inside a parallel region, or with an OpenMP runtime that can't"
+            " end its threads before a fork; each call takes one thread"
+        )
+    ours, theirs = cpu.native.openmp(), cpu.native.openmp("libtorch_cpu.so")
+    if not ours:
+        return "none; each call takes one thread"
+    text = Path(ours).name
+    if theirs and Path(ours).resolve() != Path(theirs).resolve():
+        text += f" ({ours}), WARNING: torch has {theirs}, so two pools of threads spin for the same cores"
+    return text
 
 
 @dataclass(frozen=True)

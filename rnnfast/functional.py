@@ -3,7 +3,8 @@
 The ways, in the order in which they are tried:
 
 0. `plain`, one native call that checks and computes plain arguments in a fraction of the time of the others;
-1. torch's own operator, for arguments that no kernel takes: it rejects most of them with its own errors;
+1. torch's own operator, for arguments that no kernel takes (it rejects most of them with its own errors) and
+   where a `__torch_function__` is to see what torch's modules call;
 2. the composite of differentiable torch operators, under `torch.func` transforms and forward-mode AD;
 3. the registered operator, under torch.compile, export, a dispatch mode or the profiler;
 4. torch's own operator, which torch differentiates, where `dispatch` says "aten";
@@ -16,20 +17,31 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor, are_deterministic_algorithms_enabled, get_num_threads, is_grad_enabled
+from torch.overrides import handle_torch_function
 
 from . import onnx, ops, plain
+from .arguments import (
+    Arguments,
+    check_names,
+    check_packed,
+    fits_sequence,
+    fits_step,
+    left_to_torch,
+)
 from .backends import cpu
 from .backends.aten import torch_sequence, torch_step
 from .backends.base import Backend
-from .backends.eager import DTYPES
-from .context import any_autocast, needs_composite, needs_grad, recorded_as_torch_s, undisturbed, watched
+from .context import (
+    any_autocast,
+    needs_composite,
+    needs_grad,
+    overridden,
+    recorded_as_torch_s,
+    undisturbed,
+    watched,
+)
 from .derivative import apply_sequence, apply_step, composite_sequence, composite_step
 from .dispatch import check_name, find
-from .interchange import TorchRNN
-
-Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], Optional[Tensor]]
-
-_DTYPES = frozenset(getattr(torch, name) for name in DTYPES)
 
 
 def rnn_step(
@@ -70,14 +82,16 @@ def rnn_step(
         out = plain_step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend)
         if out is not None:
             return out
-    tensors: Arguments = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
-    if autocast_on(input):
-        tensors = _autocast(tensors)
-        input, hx = tensors[:2]
-    if nonlinearity not in ("tanh", "relu"):
-        _raise_unknown(nonlinearity)
-    if input.dim() != 2 or not _consistent(*tensors) or input.shape[0] != hx.shape[0]:
-        return _left_to_torch(torch_step(*tensors, nonlinearity), backend, tensors)
+    given: Arguments = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    check_names(nonlinearity, backend)
+    if not _are_tensors(*given) or shown_to_others(backend, *given):
+        return torch_step(*given, nonlinearity)
+    if overridden(*given):
+        return handle_torch_function(rnn_step, given, *given, nonlinearity, backend=backend)
+    tensors = _autocast(given) if autocast_on(input) else given
+    input, hx = tensors[:2]
+    if not fits_step(*tensors):
+        return left_to_torch(torch_step(*given, nonlinearity), backend, given)
 
     if needs_composite():
         check_name(backend)
@@ -146,21 +160,31 @@ def rnn_sequence(
         )
         if found is not None:
             return found
-    tensors: Arguments = (input, h0, weight_ih, weight_hh, bias_ih, bias_hh)
-    if autocast_on(input):
-        tensors = _autocast(tensors)
-        input, h0 = tensors[:2]
-    if nonlinearity not in ("tanh", "relu"):
-        _raise_unknown(nonlinearity)
+    given: Arguments = (input, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    check_names(nonlinearity, backend)
+    if not isinstance(reverse, bool):
+        raise TypeError(f"argument 'reverse' must be bool, not {type(reverse).__name__}")
+    walk = (nonlinearity, batch_sizes, reverse)
+    if not _are_tensors(*given) or shown_to_others(backend, *given):
+        return torch_sequence(*given, *walk)
+    if overridden(*given):
+        return handle_torch_function(
+            rnn_sequence,
+            given,
+            *given,
+            nonlinearity,
+            reverse=reverse,
+            batch_sizes=batch_sizes,
+            backend=backend,
+        )
+    tensors = _autocast(given) if autocast_on(input) else given
+    input, h0 = tensors[:2]
     packed = batch_sizes is not None
-    if (
-        input.dim() != (2 if packed else 3)
-        or input.shape[0] == 0
-        or not _consistent(*tensors)
-        or (not packed and input.shape[1] != h0.shape[0])
-    ):
-        result = torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
-        return _left_to_torch(result, backend, tensors)
+    seen = watched(*tensors)
+    if batch_sizes is not None and not seen:  # else the operator does it, when it runs
+        check_packed(batch_sizes, input, h0)
+    if not fits_sequence(*tensors, packed) and not (packed and seen):
+        return left_to_torch(torch_sequence(*given, *walk), backend, given)
 
     if needs_composite():
         check_name(backend)
@@ -172,7 +196,7 @@ def rnn_sequence(
         if found is not None:
             return found
     arguments = (dense, *tensors[1:], batch_sizes, nonlinearity, reverse)
-    if watched(*tensors):
+    if seen:
         if recorded_as_torch_s(backend):
             return torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
         if torch.onnx.is_in_onnx_export() and not packed:
@@ -322,57 +346,21 @@ def _autocast(tensors: Arguments) -> Arguments:
     return cast(x), cast(h), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh)
 
 
-def _consistent(
-    x: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-) -> bool:
-    """Whether a backend may be handed these tensors: one supported dtype, one device, shapes that fit."""
-    # Flat rather than in loops: this is on the path of every call.
-    dtype, device = x.dtype, x.device
-    if (
-        dtype not in _DTYPES
-        or h.dim() != 2
-        or h.dtype is not dtype
-        or h.device != device
-        or weight_ih.dtype is not dtype
-        or weight_ih.device != device
-        or weight_hh.dtype is not dtype
-        or weight_hh.device != device
-    ):
-        return False
-    hidden_size = h.shape[1]
-    if weight_ih.shape != (hidden_size, x.shape[-1]) or weight_hh.shape != (hidden_size, hidden_size):
-        return False
-    if bias_ih is not None and (
-        bias_ih.dtype is not dtype or bias_ih.device != device or bias_ih.shape != (hidden_size,)
-    ):
-        return False
-    return bias_hh is None or (
-        bias_hh.dtype is dtype and bias_hh.device == device and bias_hh.shape == (hidden_size,)
-    )
+def shown_to_others(backend: str, *arguments: Any) -> bool:
+    """Whether a `__torch_function__` is to see a call just as it would see one of torch's modules.
 
-
-def _left_to_torch(result: Any, backend: str, tensors: Arguments) -> Any:
-    """Returns what torch's operator made of arguments that no kernel takes.
-
-    torch's operator raises its own errors for wrong ones. It takes more than the kernels do, complex numbers
-    for example; then its result stands, unless the caller asked for another backend.
-
-    Raises:
-        RuntimeError: the caller asked for another backend than ``"auto"`` and ``"aten"``.
+    Where a backend was asked for and there are tensors for it to work on, it sees ours instead.
     """
-    if backend not in ("auto", "aten"):
-        got = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in tensors if t is not None)
-        raise RuntimeError(
-            f"backend '{backend}' takes tensors of one dtype ({', '.join(sorted(DTYPES))}) on one device,"
-            f" with shapes that fit; got {got}"
-        )
-    return result
+    if not overridden(*arguments):
+        return False
+    return backend in ("auto", "aten") or not all(t is None or isinstance(t, Tensor) for t in arguments)
 
 
-def _raise_unknown(nonlinearity: str) -> None:
-    TorchRNN(1, 1, nonlinearity=nonlinearity)  # raises torch's own error
+def _are_tensors(x: Any, h: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> bool:
+    """Whether each is one, but for a bias that may be missing."""
+    for required in (x, h, weight_ih, weight_hh):
+        if not isinstance(required, Tensor):
+            return False
+    return (bias_ih is None or isinstance(bias_ih, Tensor)) and (
+        bias_hh is None or isinstance(bias_hh, Tensor)
+    )

@@ -9,9 +9,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch
+from .arguments import check_batch_sizes, left_to_torch, strided
 from .attributes import DESCRIBING, NONLINEARITIES, at_odds, no_tensor
 from .context import needs_composite, needs_grad, tracing, watched
-from .functional import autocast_on, plain_sequence, plain_step, rnn_sequence, rnn_step, solver_of
+from .functional import (
+    autocast_on,
+    plain_sequence,
+    plain_step,
+    rnn_sequence,
+    rnn_step,
+    shown_to_others,
+    solver_of,
+)
 from .interchange import Interchangeable, TorchRNN, TorchRNNCell
 
 
@@ -134,9 +143,13 @@ class RNN(Interchangeable, torch.nn.RNNBase):
                 return found
         if isinstance(input, torch.fx.Proxy):
             return self.leaf(input, hx)
+        data = input.data if isinstance(input, PackedSequence) else input
         wrong = no_tensor(input, hx) or at_odds(self)
-        if wrong is not None or tracing():
+        tensors = (data, hx, *(weight for layer in weights for weight in layer))
+        if wrong is not None or tracing() or shown_to_others(self.backend, *tensors):
             return self.torchs(input, hx, wrong)
+        if not strided(data, hx):
+            return left_to_torch(self.torchs(input, hx), self.backend, tensors)
         batch_sizes = sorted_indices = unsorted_indices = None
         rows, state = input, hx  # time-major and batched, from here on
         packed = isinstance(input, PackedSequence)
@@ -207,6 +220,8 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         weights: list[list[Any]],
     ) -> bool:
         """Whether torch is the best for every layer of a stack; then it gets the whole stack in one call."""
+        if batch_sizes is not None and not watched(rows, hx):
+            check_batch_sizes(batch_sizes, rows.shape[0], batch)
         if needs_composite() or watched(rows, hx, *(weight for layer in weights for weight in layer)):
             return False
         steps = rows.shape[0] if batch_sizes is None else batch_sizes.shape[0]
@@ -333,8 +348,11 @@ class RNNCell(Interchangeable, TorchRNNCell):
         if isinstance(input, torch.fx.Proxy):
             return self.leaf(input, hx)
         wrong = no_tensor(input, hx)
-        if wrong is not None or tracing():
+        tensors = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+        if wrong is not None or tracing() or shown_to_others(backend, *tensors):
             return self.torchs(input, hx, wrong)
+        if not strided(input, hx):
+            return left_to_torch(self.torchs(input, hx), backend, tensors)
         dims = input.dim()
         if (
             dims not in (1, 2)

@@ -193,6 +193,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.threads
 def test_bits_do_not_depend_on_how_many_threads_openmp_grants():
     """Fewer than it was asked for: then one does the work of all."""
@@ -329,6 +330,7 @@ def test_probes_measure_something():
     assert 0 < native.read_bandwidth(1 << 20, 1, 0.01) < math.inf
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory that can be addressed from RLIMIT_AS")
 def test_memory_that_is_not_there_is_an_error():
     code = (

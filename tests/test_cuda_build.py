@@ -277,6 +277,7 @@ def test_inspect_refuses_what_is_not_there(installed):
             inspect.inspect("resident_forward", options)
 
 
+@pytest.mark.slow
 def test_package_without_the_extension():
     code = "import sys; sys.modules['rnnfast._cuda'] = None; import rnnfast; print(rnnfast.show_config())"
     assert "cuda     not available: the CUDA extension is not built" in run(code).stdout

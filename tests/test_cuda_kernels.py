@@ -20,7 +20,10 @@ from tests import cuda_on_cpu
 from tests.compare import compare_sequence, make_without_hn
 from tests.cuda_on_cpu import backend as on_cpu
 
-pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing()))
+pytestmark = [
+    pytest.mark.slow,  # building the sources for the CPU takes half a minute, once
+    pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing())),
+]
 
 BACKEND = on_cpu.CudaOnCpu.name
 # TF32 is a way to multiply rather than a type.

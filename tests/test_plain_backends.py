@@ -55,7 +55,8 @@ class OnCpu(RecurrenceBackend):
             return cell(x, h, weight_ih, weight_hh, bias_ih, bias_hh)
 
     def step_backward(self, grad, x, h, weight_ih, weight_hh, out, nonlinearity, needs):
-        self.called("step backward", grad, x, h, weight_ih, weight_hh, out)
+        read = ((x, needs.weight_ih), (h, needs.weight_hh), (weight_ih, needs.x), (weight_hh, needs.h0))
+        self.called("step backward", grad, out, *(tensor for tensor, is_read in read if is_read))
         return EagerBackend().step_backward(grad, x, h, weight_ih, weight_hh, out, nonlinearity, needs)
 
     def recurrence_forward(self, pre, h0, weight_hh, nonlinearity, walk):
@@ -271,11 +272,11 @@ def test_results_are_not_views(calls):
 
 def test_tensors_of_two_dtypes_or_shapes_are_not_handed_on(calls):
     args = arguments()
-    found = plain.sequence(*args, "tanh", False, False, BACKEND, False, False, 4, 1)
+    found = plain.sequence(*args, "tanh", False, None, BACKEND, False, False, 4, 1)
     assert isinstance(found, OnCpu)
     for index in range(6):
         for change in (lambda t: t.double(), lambda t: t[..., :-1].contiguous(), lambda t: t.to("meta")):
             changed = [*args]
             changed[index] = change(args[index])
-            assert plain.sequence(*changed, "tanh", False, False, BACKEND, False, False, 4, 1) is None
+            assert plain.sequence(*changed, "tanh", False, None, BACKEND, False, False, 4, 1) is None
     assert calls == []

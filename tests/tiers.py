@@ -6,9 +6,10 @@
 | `test` | `make test`, the default | a pairwise cover: any two values of two parameters meet in a test |
 | `all` | `make test-all` | all sets of parameters, and what is marked `thorough` |
 
-Two marks say what thinning can't know: `slow` for tests of more than a second, which `check` leaves out, and
-`thorough` for tests that only `all` runs, each with a short twin in `test`. A test that is asked for by its
-id always runs. The choice depends on the parameters alone: it is the same in every process.
+Marks say what thinning can't know: `slow` for tests of more than a second, which `check` leaves out;
+`thorough` for tests that only `all` runs, each with a short twin in `test`; `sample(n)` where n sets of
+parameters, evenly spread, are enough for `test`. A test that is asked for by its id always runs. The choice
+depends on the parameters alone: it is the same in every process.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a second; not in the tier check")
     config.addinivalue_line("markers", "thorough: only in the tier all; a short twin is in the tier test")
+    config.addinivalue_line("markers", "sample(n): the tier test runs n sets of parameters")
     config.addinivalue_line("markers", "threads: works on several threads, so that it runs apart from others")
 
 
@@ -45,14 +47,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             functions[item.nodeid.split("[")[0]].append(item)
     kept: set[pytest.Item] = set()
     for group in functions.values():
-        kept.update(group[i] for i in chosen([_values(item) for item in group], tier))
+        sample = group[0].get_closest_marker("sample")
+        limit = sample.args[0] if sample else len(group)
+        kept.update(group[i] for i in chosen([_values(item) for item in group], tier, limit))
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
 
 
-def chosen(sets: list[dict[str, int]], tier: str) -> list[int]:
-    """Which of a test function's sets of parameters the tier runs, as indices."""
-    return _two_apart(sets) if tier == "check" else _pairwise(sets)
+def chosen(sets: list[dict[str, int]], tier: str, limit: int) -> list[int]:
+    """Which of a test function's sets of parameters the tier runs, as indices; `limit` of them at most."""
+    if tier == "check":
+        return _two_apart(sets)[:limit]
+    cover = _pairwise(sets)
+    return [cover[i * len(cover) // limit] for i in range(limit)] if len(cover) > limit else cover
 
 
 def _values(item: pytest.Item) -> dict[str, int]:

@@ -278,6 +278,7 @@ def losses_of(networks, steps=30, partition="sequential", lr=0.5):
     return [trainer.losses for trainer in trainers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("partition", batches.PARTITIONS)
 def test_losses_of_two_implementations_agree_to_rounding(dtype, partition):
@@ -287,6 +288,7 @@ def test_losses_of_two_implementations_agree_to_rounding(dtype, partition):
     assert 0 < found.difference < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
 def test_a_gradient_one_percent_wrong_does_not_agree(wrong):
     networks = [recurrent_model(dtype=torch.float32) for _ in range(2)]

@@ -14,7 +14,8 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
-#if !defined(_WIN32)
+#if defined(__linux__)
+#include <dlfcn.h>
 #include <pthread.h>
 #endif
 
@@ -64,14 +65,41 @@ std::vector<const Kernels*> runnable() {  // slowest first
 
 std::atomic<const Kernels*> active{runnable().back()};
 
-// A forked child inherits an OpenMP runtime whose threads no longer exist; entering a parallel region would hang.
-std::atomic<bool> forked{false};
+// A child of fork has only the thread that forked, but libgomp's record of that thread's team as well: entering a
+// parallel region would hang. So the team is dissolved before the fork, by OpenMP 5.0's omp_pause_resource_all; the
+// next region makes another one, in the parent and in the child. Where that is not to be had (an older runtime, a fork
+// from inside of a region) the child does without parallel regions.
+std::atomic<bool> team_lost{false};
+
+#if defined(__linux__)
+constexpr int kPauseHard = 2;  // omp_pause_hard
+int (*pause_resources)(int);   // null where the runtime has none
+thread_local bool dissolved = false;
+
+void before_fork() { dissolved = pause_resources && pause_resources(kPauseHard) == 0; }
+
+void in_child() {
+  if (!dissolved) team_lost = true;
+}
+
+// The file of the library that `name` comes from, as seen from a library that is loaded already or from this one.
+std::string library_of(const char* name, const char* from) {
+  void* scope = from ? dlopen(from, RTLD_LAZY | RTLD_NOLOAD) : RTLD_DEFAULT;
+  if (from && !scope) return "";
+  void* address = dlsym(scope, name);
+  Dl_info info;
+  const bool found = address && dladdr(address, &info) && info.dli_fname;
+  const std::string file = found ? info.dli_fname : "";
+  if (from) dlclose(scope);
+  return file;
+}
+#endif
 
 }  // namespace
 
 const Kernels& active_kernels() { return *active.load(); }
 
-int team(int threads) { return forked ? 1 : threads; }
+int team(int threads) { return team_lost ? 1 : threads; }
 
 namespace {
 
@@ -141,8 +169,9 @@ void recurrence(int dtype, int activation, int64_t T, int64_t B, int64_t H, Addr
 PYBIND11_MODULE(_cpu, m) {
   using namespace rnnfast;
   using release = py::call_guard<py::gil_scoped_release>;
-#if !defined(_WIN32)
-  pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#if defined(__linux__)
+  pause_resources = reinterpret_cast<int (*)(int)>(dlsym(RTLD_DEFAULT, "omp_pause_resource_all"));
+  pthread_atfork(&before_fork, nullptr, &in_child);
 #endif
   m.doc() = "Native CPU kernels of rnnfast. Internal: call them through rnnfast.functional.";
   if (PyModule_AddFunctions(m.ptr(), plain_methods) != 0) throw py::error_already_set();
@@ -160,13 +189,19 @@ PYBIND11_MODULE(_cpu, m) {
       "Instruction sets that this machine can run, slowest first.");
   m.def("instruction_set", [] { return active_kernels().name; }, "The one in use.");
   m.def("use", &use, py::arg("name"), "Choose an instruction set (for tests and benchmarks).");
-  m.def("openmp", [] {
-#if defined(_OPENMP)
-    return true;
+  m.def(
+      "openmp",
+      [](py::object from) {
+#if defined(__linux__)
+        return library_of("GOMP_parallel", from.is_none() ? nullptr : from.cast<std::string>().c_str());
 #else
-    return false;
+        return std::string();
 #endif
-  });
+      },
+      py::arg("from") = py::none(),
+      "The file of the OpenMP runtime that this extension takes its threads from, or that a library which is loaded"
+      " depends on; empty without one.");
+  m.def("team_lost", [] { return bool(team_lost); }, "Whether a fork has left this process with one thread a call.");
   m.def(
       "fma_peak",
       [](int threads, double seconds, int dtype) {

@@ -58,7 +58,7 @@ KEPT int sequence_backward(const SequenceBackwardArgs& args, int threads) {
   const S* h0 = static_cast<const S*>(args.h0);    // [B, H]
   S* dx = static_cast<S*>(args.dx);                // [R, I], or null
 
-  const int64_t fitting = kPassBytes / (H * int64_t(sizeof(S)));
+  const int64_t fitting = H > 0 ? kPassBytes / (H * int64_t(sizeof(S))) : 0;
   const int64_t passes = R / (fitting > kPassRows ? fitting : kPassRows);
   const int64_t pass_rows = passes > 1 ? (R + passes - 1) / passes : R;  // a pass ends with the step that reaches it
   const Scratch<S> dpre((pass_rows + walk.B < R ? pass_rows + walk.B : R) * H);

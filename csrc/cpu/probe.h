@@ -3,6 +3,8 @@
 
 #include <time.h>
 
+#include <mutex>
+
 #include "scratch.h"
 #include "team.h"
 #include "tile.h"
@@ -20,6 +22,7 @@ inline double now_seconds() {
 template <class F>
 double rate(int threads, double seconds, const F& round) {
   Barrier start;
+  std::mutex lock;
   double total = 0;
   run_grid({1, threads}, [&](int id, Grid g) {
     round(id, g.size());
@@ -30,9 +33,8 @@ double rate(int threads, double seconds, const F& round) {
       work += round(id, g.size());
       elapsed = now_seconds() - begin;
     } while (elapsed < seconds);
-    const double own = work / elapsed;
-#pragma omp critical
-    total += own;
+    const std::lock_guard<std::mutex> alone(lock);
+    total += work / elapsed;
   });
   return total;
 }

@@ -274,14 +274,14 @@ struct BackwardOp {
   const int64_t H;
   const S* dout;  // [R, H], or null
   const S* dh_n;  // [B, H], or null
-  const S* w_hh;  // [H, H]
+  const S* w_hh;  // [H, H], or null: a single step whose dh0 is not wanted reads none
   const S* out;   // [R, H]
   S* dh0;         // [B, H], or null
   S* dpre;        // [rows of the pass, H]; its first row is row `first` of the sequence
   int64_t first;
 
   void pack(int64_t column, int vectors, Unit<S>* panel) const {
-    pack_rows<S>([&](int64_t k) { return w_hh + k * H; }, H, H, column, vectors, panel);
+    if (w_hh) pack_rows<S>([&](int64_t k) { return w_hh + k * H; }, H, H, column, vectors, panel);
   }
   const Unit<S>* in_place() const {
     if constexpr (kNarrow<S>)

@@ -53,8 +53,21 @@ void pack_tile(const S* from, const S* end, int64_t ld, int64_t rows, int height
   }
 }
 
+// What add_rows does for those of `lanes` columns of a whose compensated sum is NaN: a plain sum.
+template <class S, class C = Compute<S>>
+__attribute__((noinline)) void add_uncompensated(const S* a, int64_t rows, int64_t ld, int lanes, const C* sum,
+                                                 Vec<C>* total, Vec<C>* lost) {
+  for (int i = 0; i < lanes; ++i) {
+    if ((*total)[i] == (*total)[i]) continue;
+    C plain = sum[i];
+    for (int64_t r = 0; r < rows; ++r) plain += widen(a[r * ld + i]);
+    (*total)[i] = plain;
+    (*lost)[i] = 0;
+  }
+}
+
 // sum[m] += a[r, m] over `rows` rows, for the columns m < count of a. Kahan's summation: `lost` holds the rounding
-// errors.
+// errors. The error of an infinite sum is inf - inf, which makes the next sum NaN; a plain sum then takes its place.
 template <class S, class C = Compute<S>>
 void add_rows(const S* a, int64_t rows, int64_t ld, int64_t count, C* sum, C* lost) {
   constexpr int L = kLanes<C>, kTogether = 4;  // independent sums hide the latency of each
@@ -77,8 +90,11 @@ void add_rows(const S* a, int64_t rows, int64_t ld, int64_t count, C* sum, C* lo
         l[j] = (total - s[j]) - next;
         s[j] = total;
       }
+    Bits<C> nan{};
+    for (int j = 0; j < kTogether; ++j) nan |= s[j] != s[j];
     for (int j = 0; j < kTogether; ++j) {
       if (lanes[j] == 0) continue;
+      if (any(nan)) add_uncompensated(a + m + j * L, rows, ld, lanes[j], sum + m + j * L, &s[j], &l[j]);
       store_lanes(sum + m + j * L, s[j], lanes[j]);
       store_lanes(lost + m + j * L, l[j], lanes[j]);
     }

@@ -8,14 +8,21 @@
 #include <sched.h>
 #include <stdint.h>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include "vec.h"
+
+#if defined(__linux__)
+// What GCC makes of `#pragma omp parallel`, called by name. Of the pragma clang makes a call into libomp, which would
+// be a second pool beside torch's libgomp: two pools that spin for the same cores. libomp has these three, too.
+extern "C" {
+void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+int omp_get_thread_num(void);
+int omp_get_num_threads(void);
+}
+#endif
 
 namespace rnnfast {
 namespace RNNFAST_ISA {
@@ -74,20 +81,57 @@ struct alignas(64) Barrier {
   }
 };
 
-// Runs f(id, grid) on every member of the grid. OpenMP may grant fewer threads (a nested region, a thread limit): then
-// one thread owns everything, which gives the same bits.
+// How this thread rounds, and whether it takes subnormal numbers for zeros: what torch.set_flush_denormal sets, for the
+// calling thread alone.
+struct FloatingPoint {
+#if defined(__x86_64__)
+  using Word = unsigned;
+  static constexpr Word kFlags = 0x3f;  // exceptions that have occurred: results, which stay the thread's own
+  static Word read() { return _mm_getcsr(); }
+  static void write(Word word) { _mm_setcsr(word); }
+#elif defined(__aarch64__)
+  using Word = uint64_t;
+  static constexpr Word kFlags = 0;  // they are in another register
+  static Word read() {
+    Word word;
+    asm volatile("mrs %0, fpcr" : "=r"(word));
+    return word;
+  }
+  static void write(Word word) { asm volatile("msr fpcr, %0" : : "r"(word)); }
+#else
+  using Word = unsigned;
+  static constexpr Word kFlags = 0;
+  static Word read() { return 0; }
+  static void write(Word) {}
+#endif
+};
+
+// Runs f(id, grid) on every member of the grid, with the calling thread's floating-point mode on all of them, so that
+// their number changes no bit. OpenMP may grant fewer threads (a nested region, a thread limit): then one thread owns
+// everything, which gives the same bits.
 template <class F>
 void run_grid(Grid grid, const F& f) {
-#if defined(_OPENMP)
+#if defined(__linux__)
   if (grid.size() > 1) {
-#pragma omp parallel num_threads(grid.size())
-    {
-      const int id = omp_get_thread_num();
-      if (omp_get_num_threads() == grid.size())
-        f(id, grid);
-      else if (id == 0)
-        f(0, Grid{1, 1});
-    }
+    struct Region {
+      const F& f;
+      const Grid grid;
+      const FloatingPoint::Word mode;
+
+      static void body(void* region) { static_cast<const Region*>(region)->run(omp_get_thread_num()); }
+
+      void run(int id) const {
+        const FloatingPoint::Word own = FloatingPoint::read();
+        const bool differs = ((own ^ mode) & ~FloatingPoint::kFlags) != 0;
+        if (differs) FloatingPoint::write(mode);
+        if (omp_get_num_threads() == grid.size())
+          f(id, grid);
+        else if (id == 0)
+          f(0, Grid{1, 1});
+        if (differs) FloatingPoint::write(own);
+      }
+    } region{f, grid, FloatingPoint::read()};
+    GOMP_parallel(&Region::body, &region, unsigned(grid.size()), 0);
     return;
   }
 #endif

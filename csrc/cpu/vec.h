@@ -135,6 +135,15 @@ INLINE Vec<C> broadcast(C value) {
 }
 INLINE Vec<Pair> broadcast(Pair value) { return Vec<Pair>{} + int32_t(value.bits); }
 
+// Whether a comparison holds for any lane.
+template <class B>
+INLINE bool any(B holds) {
+  int64_t words[sizeof(B) / sizeof(int64_t)], either = 0;
+  memcpy(words, &holds, sizeof(words));
+  for (const int64_t word : words) either |= word;
+  return either != 0;
+}
+
 template <class V>
 INLINE void multiply_add(V& sum, V a, V b) {
   sum += a * b;

@@ -5,7 +5,9 @@ tensors. It knows nothing of autograd, modules or argument checking: the layers 
 of one dtype on one device, contiguous, with consistent shapes.
 
 The only thing saved for backward is the output, because both activations can be differentiated from
-it: tanh' = 1 - h^2 and relu' = [h > 0].
+it: tanh' = 1 - h^2 and relu' = [h > 0]. Of the other tensors a backward pass may read what the gradients
+asked for need and no more: x for dW_ih, h0 for dW_hh, W_ih for dx, W_hh for dh0 and in every sequence. The
+others have the right shape, but no memory behind it.
 
 Notation: T steps, B sequences, I inputs, H hidden units, R rows. Rows are time-major: a dense batch has
 R = T * B rows, a packed one has R = sum(batch_sizes), batch_sizes being non-increasing. With
