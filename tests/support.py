@@ -102,7 +102,10 @@ ROWS = [
         "compiles torch's module in its place",
         "graphs::torchscript_compiles_torch_s_module_in_our_place",
     ),
-    Row("`torch.jit.trace`", "yes", "yes", "graphs::torchscript_trace"),
+    Row(
+        "`torch.jit.trace`", "yes", "yes, loads without rnnfast", "traces::a_trace_is_loaded_without_rnnfast"
+    ),
+    Row("calling an operator of ours with bad arguments", "", "torch's errors", "operators::forward"),
     Row("leaf in `torch.fx.symbolic_trace`", "yes", "yes", "graphs::fx_leaf"),
     Row("pruning, tied weights, parametrizations", "yes", "yes", "ecosystem::parametrizations"),
     Row(
@@ -120,6 +123,12 @@ ROWS = [
     ),
     Row("DistributedDataParallel, FSDP2", "yes", "yes", "distributed::two_processes_train_like_one"),
     Row(
+        "attributes set after construction",
+        "yes, or raises",
+        "yes, or raises and names it",
+        "attributes::set_later",
+    ),
+    Row(
         "DataLoader workers by fork",
         "yes",
         "yes",
@@ -134,7 +143,13 @@ ROWS = [
     Row("FlopCounterMode", "yes", "yes, the same count", "ecosystem::flop_counter_agrees_with_torch_s_count"),
     Row("profiler", "its operators", "our operators, by name", "ecosystem::profiler_shows_our_operators"),
     Row("`torch.use_deterministic_algorithms(True)`", "yes", "yes", "ecosystem::deterministic_algorithms"),
-    Row("`rnnfast.convert` of whole models", "", "yes", "convert::same_results_same_parameters"),
+    Row(
+        "`rnnfast.convert` of whole models",
+        "",
+        "yes, in place",
+        "convert_in_place::every_way_of_holding_a_module_sees_the_same_one",
+    ),
+    Row("`rnnfast.revert`", "", "yes", "convert_in_place::revert"),
     Row(
         "`convert` of subclasses and parametrized RNNs",
         "",
