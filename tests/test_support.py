@@ -1,14 +1,10 @@
 """The support matrix: its tests exist, it is up to date, and what torch can't do it still can't."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.export import Dim
 
 from tests import support
-
-README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.parametrize("row", support.ROWS, ids=lambda row: row.feature)
@@ -55,12 +51,3 @@ def test_torch_can_t_export_a_dynamic_length(rnn):
 def test_torch_can_t_skip_init():
     with pytest.raises(RuntimeError, match="must support a 'device' arg"):
         torch.nn.utils.skip_init(torch.nn.RNN, 3, 5)
-
-
-def test_readme_example_runs():
-    text = README.read_text()
-    example = text.split("```python\n")[1].split("```")[0]
-    names: dict = {}
-    exec(example, names)
-    assert names["output"].shape == (32, 35, 256)
-    assert isinstance(names["model"]["encoder"], names["rnnfast"].RNN)
