@@ -33,6 +33,10 @@ class RNN(Interchangeable, torch.nn.RNNBase):
     It derives from `torch.nn.RNNBase` rather than `torch.nn.RNN`, because torch.compile turns away every
     instance of the latter.
 
+    What `torch.export` and `torch.jit.trace` make of it: a trace holds torch's own operator and can be loaded
+    anywhere. An exported or ahead-of-time compiled model holds ours, for any number of steps, and needs
+    ``import rnnfast`` where it is loaded; with ``backend="aten"`` it holds torch's, for one number of steps.
+
     Args:
         input_size: I, the features of the input.
         hidden_size: H, the features of the state.

@@ -78,18 +78,25 @@ ROWS = [
     Row(
         "`torch.export` with dynamic T and B",
         "no",
-        "yes, and trainable",
+        "yes, and trainable; `import rnnfast` where it is loaded",
         "graphs::export_with_dynamic_sizes",
         "support::torch_can_t_export_a_dynamic_length",
     ),
     Row(
         "ahead-of-time compiled (AOTInductor)",
         "fixed T",
-        "yes",
+        "yes; `import rnnfast` where it is loaded, so not from C++",
         "graphs::ahead_of_time_compiled_saved_and_reloaded",
     ),
+    Row(
+        "exports that run without rnnfast",
+        "yes",
+        '`backend="aten"`, with a fixed T',
+        "traces::export_of_the_aten_backend_is_loaded_without_rnnfast",
+    ),
     Row("`make_fx`", "unrolled", "one operator a layer", "graphs::make_fx"),
-    Row("`torch.onnx.export(dynamo=True)`", "yes", "yes, as ONNX's RNN operator", "onnx::rnn"),
+    Row("`torch.onnx.export(dynamo=True)`", "yes", "yes, in float32 as ONNX's RNN operator", "onnx::rnn"),
+    Row("`torch.onnx.export(dynamo=False)`", "yes", "yes", "onnx::exporter_that_traces"),
     Row(
         "PackedSequence in ONNX",
         "no",
@@ -102,10 +109,19 @@ ROWS = [
         "compiles torch's module in its place",
         "graphs::torchscript_compiles_torch_s_module_in_our_place",
     ),
-    Row(
-        "`torch.jit.trace`", "yes", "yes, loads without rnnfast", "traces::a_trace_is_loaded_without_rnnfast"
-    ),
     Row("calling an operator of ours with bad arguments", "", "torch's errors", "operators::forward"),
+    Row(
+        "`torch.jit.trace`, loaded anywhere",
+        "yes",
+        "yes: traces hold torch's operators",
+        "traces::a_trace_is_loaded_without_rnnfast",
+    ),
+    Row(
+        "traced PackedSequence, other batches",
+        "yes",
+        "yes",
+        "traces::a_trace_of_packed_sequences_takes_other_batches",
+    ),
     Row("leaf in `torch.fx.symbolic_trace`", "yes", "yes", "graphs::fx_leaf"),
     Row("pruning, tied weights, parametrizations", "yes", "yes", "ecosystem::parametrizations"),
     Row(
@@ -123,16 +139,24 @@ ROWS = [
     ),
     Row("DistributedDataParallel, FSDP2", "yes", "yes", "distributed::two_processes_train_like_one"),
     Row(
-        "attributes set after construction",
-        "yes, or raises",
-        "yes, or raises and names it",
-        "attributes::set_later",
-    ),
-    Row(
         "DataLoader workers by fork",
         "yes",
         "yes",
         "ecosystem::data_loader_workers_forked_after_a_parallel_region",
+    ),
+    Row(
+        "fork, and parallel in parent and child",
+        "if the parent wasn't parallel before",
+        "yes, and then torch too",
+        "processes::fork",
+        "support::torch_hangs_in_a_child_of_a_parallel_parent",
+    ),
+    Row(
+        "`set_flush_denormal` on all threads",
+        "no: the calling one",
+        "yes",
+        "processes::subnormal_numbers_on_any_number_of_threads",
+        "support::torch_flushes_on_the_calling_thread_alone",
     ),
     Row(
         "several Python threads on one module",
@@ -143,13 +167,22 @@ ROWS = [
     Row("FlopCounterMode", "yes", "yes, the same count", "ecosystem::flop_counter_agrees_with_torch_s_count"),
     Row("profiler", "its operators", "our operators, by name", "ecosystem::profiler_shows_our_operators"),
     Row("`torch.use_deterministic_algorithms(True)`", "yes", "yes", "ecosystem::deterministic_algorithms"),
+    Row("attributes set after construction", "obeyed or raises", "the same", "attributes::set_later"),
+    Row("`torch.nn.RNN = rnnfast.RNN`", "", "yes, but for `fullgraph=True`", "replacement::swapped_in"),
+    Row("`rnnfast.convert` of whole models", "", "yes", "convert::same_results_same_parameters"),
     Row(
-        "`rnnfast.convert` of whole models",
+        "lists, bound methods and hooks that hold the modules",
         "",
-        "yes, in place",
+        "see ours: the objects stay the same",
         "convert_in_place::every_way_of_holding_a_module_sees_the_same_one",
     ),
-    Row("`rnnfast.revert`", "", "yes", "convert_in_place::revert"),
+    Row("`rnnfast.revert`: back to torch's classes", "", "yes", "convert_in_place::revert"),
+    Row(
+        "`isinstance(m, nn.RNN)`, tables by class",
+        "yes",
+        "`nn.RNNCell` and `nn.RNNBase`: initialise, count and quantise before `convert` or after `revert`",
+        "convert_in_place::a_cell_is_one_of_torch_s_cells_and_a_layer_one_of_its_base",
+    ),
     Row(
         "`convert` of subclasses and parametrized RNNs",
         "",

@@ -166,7 +166,15 @@ void recurrence(int dtype, int activation, int64_t T, int64_t B, int64_t H, Addr
 }  // namespace
 }  // namespace rnnfast
 
+// Nothing in csrc/cpu relies on the GIL, so importing it into a free-threaded Python must not turn it on. Kernels have
+// always run without it: their scratch memory belongs to threads, `active` and `team_lost` are atomic. What plain.cpp
+// keeps is written once, by plain_setup, while rnnfast.plain is imported; it borrows references from arguments and from
+// tuples of its own alone. Python before 3.13 and pybind11 before 2.13 know of no such declaration.
+#if PYBIND11_VERSION_HEX >= 0x020d0000
+PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
+#else
 PYBIND11_MODULE(_cpu, m) {
+#endif
   using namespace rnnfast;
   using release = py::call_guard<py::gil_scoped_release>;
 #if defined(__linux__)
