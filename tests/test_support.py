@@ -3,15 +3,12 @@
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.export import Dim
 
 from tests import support
-
-README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.parametrize("row", support.ROWS, ids=lambda row: row.feature)
