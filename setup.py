@@ -1,11 +1,15 @@
 """Builds the native extensions; everything else about the package is in pyproject.toml.
 
 csrc knows nothing of torch, so an isolated build needs only pybind11. The extensions are optional: without
-a compiler, or without nvcc for the CUDA one, the package installs all the same and runs on its other
-backends (`rnnfast.show_config()` says so). RNNFAST_CUDA=0 leaves the CUDA extension out, =1 fails where it
-can't be built.
+a compiler the package installs all the same and runs on its other backends (`rnnfast.show_config()` says so).
+
+The CUDA extension takes minutes to compile, so by default it is built only where it can run: where there
+are nvcc and an NVIDIA driver. RNNFAST_CUDA=1 builds it without a driver, too (in an image for machines with
+GPUs), and fails where it can't be built; =0 leaves it out.
 """
 
+import hashlib
+import os
 import platform
 import sys
 from glob import glob
@@ -45,8 +49,15 @@ def cuda_extension():
         raise RuntimeError(
             "RNNFAST_CUDA=1, but there is no nvcc in $CUDA_HOME, on the PATH or in /usr/local/cuda"
         )
-    if wanted is False or not found:
-        print("rnnfast: no CUDA extension:", "there is no nvcc" if wanted is None else "RNNFAST_CUDA=0")
+    reason = None
+    if wanted is False:
+        reason = "RNNFAST_CUDA=0"
+    elif not found:
+        reason = "there is no nvcc"
+    elif wanted is None and not nvcc.gpu_present():
+        reason = "there is no NVIDIA driver (RNNFAST_CUDA=1 builds it all the same)"
+    if reason:
+        print("rnnfast: no CUDA extension:", reason)
         return []
     extension = Pybind11Extension(
         CUDA,
@@ -59,8 +70,22 @@ def cuda_extension():
     return [extension]
 
 
+def outdated(target, source):
+    """Whether an object has to be compiled anew: it, or a header of ours, has changed since."""
+    headers = [path for path in Path("csrc").rglob("*") if path.suffix in (".h", ".inc")]
+    made = os.path.getmtime(target) if os.path.exists(target) else 0
+    return any(path.stat().st_mtime > made for path in (Path(source), *headers))
+
+
 class BuildExt(build_ext):
     """Adds each kernel file's own flags, and what nvcc makes."""
+
+    def build_extensions(self):
+        """Keeps objects for the next build, under a name made of what their sources don't tell."""
+        command = self.compiler.compiler_so, getattr(self.compiler, "compiler_so_cxx", None)
+        made_of = (command, sys.version, Path(__file__).read_bytes())
+        self.build_temp = f"build/objects/{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}"
+        super().build_extensions()
 
     def copy_extensions_to_source(self):
         """An optional extension that could not be built must not leave an older one in its place."""
@@ -94,7 +119,7 @@ class BuildExt(build_ext):
         super().build_extension(ext)
 
 
-ParallelCompile(default=0).install()  # as many compilers as there are cores
+ParallelCompile(default=0, needs_recompile=outdated).install()  # as many compilers as there are cores
 
 setup(
     cmdclass={"build_ext": BuildExt},

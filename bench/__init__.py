@@ -1,1 +1,1 @@
-"""Benchmarks of rnnfast: `python -m bench.run`, `python -m bench.report`, `python -m bench.compare`."""
+"""The benchmarks of rnnfast: `python -m bench` lists the commands, bench/README.md explains them."""

@@ -40,8 +40,8 @@ struct StepArgs {
   void* out;         // [B, H]
 };
 
-// A whole sequence. `stepwise` (dense batches only) runs it as steps that read the weights in place instead of packing
-// them, which suits the shortest sequences.
+// A whole sequence. `stepwise` (dense batches only) runs it as fused steps, which read the weights in place instead of
+// packing them; the shortest sequences are faster that way.
 struct SequenceArgs {
   DType dtype;
   Activation activation;
@@ -58,7 +58,8 @@ struct SequenceArgs {
   void* h_n;         // [B, H]
 };
 
-// The gradients of a sequence, and with T = 1 those of a step. Results are left out where the pointer is null.
+// The gradients of a sequence, and with T = 1 those of a step. A gradient whose pointer is null is not computed. What
+// only that gradient reads may be null, too: x for dw_ih, h0 for dw_hh, w_ih for dx, and with T = 1 w_hh for dh0.
 struct SequenceBackwardArgs {
   DType dtype;
   Activation activation;
@@ -78,7 +79,7 @@ struct SequenceBackwardArgs {
   void* db;          // [H], the gradient of either bias
 };
 
-// ---- what it is made of ----------------------------------------------------------------------------
+// ---- the parts of a sequence -----------------------------------------------------------------------
 
 struct ForwardArgs {
   DType dtype;
@@ -86,8 +87,8 @@ struct ForwardArgs {
   Walk walk;
   const void* h0;    // [B, H]
   const void* w_hh;  // [H, H]
-  void* out;         // [R, H]  in: pre, out: h
-  void* h_n;         // [B, H]  out
+  void* out;         // [R, H]  holds pre on entry, h on return
+  void* h_n;         // [B, H]
 };
 
 // c = a b + bias0 + bias1, with b = w^T ([N, K] given) or b = w ([K, N] given).
@@ -102,7 +103,7 @@ struct ProductArgs {
   void* c;            // [R, N]
 };
 
-// What one instruction set provides.
+// The kernels of one instruction set.
 struct Kernels {
   const char* name;
   int (*step)(const StepArgs&, int threads);

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+from torch.overrides import has_torch_function
+from torch.utils._device import DeviceContext
 
 PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
 # Private names of torch, looked up with a default so that another version can at worst lose the feature
@@ -15,6 +18,10 @@ _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _is_profiling = getattr(torch.autograd, "_profiler_enabled", lambda: False)
 _is_tracing = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
+_function_mode = getattr(torch._C, "_get_function_stack_at", lambda index: None)
+# Of a class that has no say in what is done with its instances.
+_NOT_OVERRIDDEN = (Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)  # type: ignore
 any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
@@ -36,7 +43,7 @@ def recorded_as_torch_s(backend: str) -> bool:
 
 def watching() -> bool:
     """Whether somebody wants to see our operators: a tracer, a dispatch mode, the profiler."""
-    return torch.compiler.is_compiling() or _dispatch_modes() > 0 or _is_profiling() or _is_tracing()
+    return is_compiling() or _dispatch_modes() > 0 or _is_profiling() or _is_tracing()
 
 
 def watched(*tensors: Optional[Tensor]) -> bool:
@@ -58,14 +65,40 @@ def needs_composite() -> bool:
     return _functorch_active() or getattr(forward_ad, "_current_level", -1) >= 0
 
 
+def overridden(*arguments: Any) -> bool:
+    """Whether a `__torch_function__` is to see a call: that of an argument, or that of a mode.
+
+    Whatever its type, an argument may have one; those of Tensor itself and of `torch.device(...)` as a
+    context change nothing about a call.
+    """
+    if is_compiling() or not has_torch_function(arguments):
+        return False
+    return any(map(_has_override, set(map(type, arguments)) - PLAIN)) or (
+        bool(_function_modes()) and _mode_overrides()
+    )
+
+
+def _has_override(cls: type) -> bool:
+    function = getattr(cls, "__torch_function__", None)
+    return function is not None and getattr(function, "__func__", function) not in _NOT_OVERRIDDEN
+
+
+def _mode_overrides() -> bool:
+    """Whether a function mode is active that wants more than to name the device of new tensors."""
+    return not watching() and any(
+        not isinstance(_function_mode(index), DeviceContext) for index in range(_function_modes())
+    )
+
+
 def undisturbed() -> bool:
-    """Neither `watching`, nor `needs_composite`, nor autocast: one function, as every call asks it first."""
+    """Not `watching`, no transform, mode or autocast: one function, as every call asks it first."""
     return not (
-        torch.compiler.is_compiling()
+        is_compiling()
         or _dispatch_modes()
         or _is_profiling()
         or _is_tracing()
         or _functorch_active()
         or any_autocast()
         or getattr(forward_ad, "_current_level", -1) >= 0
+        or (_function_modes() and _mode_overrides())
     )

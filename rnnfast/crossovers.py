@@ -1,8 +1,10 @@
 """Where the cuda backend was measured to be ahead of cuDNN:
 
-- NVIDIA H200, commit 7361c5fbe9a1
+- bench/results/h200/gpu-layers.json: NVIDIA H200, commit 7361c5fbe9a1
+- bench/results/h200/gpu-steps.json: NVIDIA H200, commit 7361c5fbe9a1
+- bench/results/h200/gpu.json: NVIDIA H200, commit 7361c5fbe9a1
 
-Written by `python -m bench.crossover`, which says what a row is.
+Written by `python -m bench crossover`, whose --help says what a row is.
 """
 
 # kind, training, dtype, least and largest hidden size, largest batch, fewest steps

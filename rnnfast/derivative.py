@@ -1,12 +1,13 @@
 """Derivatives of the recurrence, in one place: a `torch.autograd.Function` around the fused operators.
 
-It saves nothing but the inputs and the output. Where that can't serve (a second derivative, `torch.func`
-transforms, forward-mode AD) the same formulas run in differentiable torch operators: the eager backend's.
+It saves nothing but inputs and the output, and of these what the gradients asked for read (`_Saved`). Where
+that can't serve (a second derivative, `torch.func` transforms, forward-mode AD) the same formulas run in
+differentiable torch operators: the eager backend's.
 """
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor, are_deterministic_algorithms_enabled, get_num_threads, is_grad_enabled
@@ -34,7 +35,7 @@ def _batched(*grads: Optional[Tensor]) -> bool:
     return any(grad is not None and _is_legacy_batched(grad) for grad in grads)
 
 
-def _plain_backward(*arguments: Any) -> Any:
+def _plain_backward(shapes: Any, *arguments: Any) -> Any:
     """What a backward returns, the short way where it is open, or the backend that computes it, else None.
 
     What is `_higher_order` gets neither, but for gradients that are `_batched`: they have no memory of their
@@ -42,10 +43,52 @@ def _plain_backward(*arguments: Any) -> Any:
     """
     if not plain.ready or is_grad_enabled() or not undisturbed():
         return None
-    return plain.backward(*arguments, are_deterministic_algorithms_enabled(), get_num_threads())
+    return plain.backward(*arguments, are_deterministic_algorithms_enabled(), get_num_threads(), shapes)
 
 
 composite_step = _EAGER.step_forward
+
+
+class _Saved(NamedTuple):
+    """Inputs as a backward pass reads them, None for those that it doesn't; so what is None may be changed.
+
+    The output is always read. dx reads W_ih, dW_ih x, dW_hh h0, and dh0 W_hh, as does every sequence of more
+    than one step. What torch's operators save differs in nothing but the output.
+    """
+
+    x: Optional[Tensor]
+    h0: Optional[Tensor]
+    weight_ih: Optional[Tensor]
+    weight_hh: Optional[Tensor]
+
+
+def _save(
+    ctx: Any, x: Tensor, h0: Tensor, weight_ih: Tensor, weight_hh: Tensor, recurrent: bool, *rest: Any
+) -> None:
+    """Saves what will be read, and of the others the shapes; `recurrent`: the walk has more than one step."""
+    _, dx, dh0, dweight_ih, dweight_hh, *_ = ctx.needs_input_grad
+    saved = _Saved(
+        x if dweight_ih else None,
+        h0 if dweight_hh else None,
+        weight_ih if dx else None,
+        weight_hh if dh0 or recurrent else None,
+    )
+    ctx.save_for_backward(*saved, *rest)
+    ctx.shapes = (
+        None if dweight_ih else x.shape,
+        None if dweight_hh else h0.shape,
+        None if dx else weight_ih.shape,
+        None if dh0 or recurrent else weight_hh.shape,
+    )
+
+
+def _completed(saved: _Saved, shapes: Any, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """With something of the right shape, but without memory, in place of what is not read."""
+    x, h0, weight_ih, weight_hh = (
+        out.new_empty(()).expand(shape) if tensor is None else tensor
+        for tensor, shape in zip(saved, shapes, strict=True)
+    )
+    return x, h0, weight_ih, weight_hh
 
 
 class Step(torch.autograd.Function):
@@ -63,20 +106,18 @@ class Step(torch.autograd.Function):
             out = step.step_forward(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
         else:
             out = step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, True, backend)
-        ctx.save_for_backward(x, h, weight_ih, weight_hh, out)
+        _save(ctx, x, h, weight_ih, weight_hh, False, out)
         ctx.rest = nonlinearity, backend
         return out
 
     @staticmethod
     def backward(ctx: Any, grad):
-        x, h, weight_ih, weight_hh, out = ctx.saved_tensors
-        inputs = (grad, x, h, weight_ih, weight_hh, out)
+        *saved, out = ctx.saved_tensors
         flags, (nonlinearity, backend) = ctx.needs_input_grad, ctx.rest
-        found = _plain_backward(
-            grad, None, x, h, weight_ih, weight_hh, out, nonlinearity, False, backend, flags
-        )
+        found = _plain_backward(ctx.shapes, grad, None, *saved, out, nonlinearity, False, backend, flags)
         if type(found) is tuple:
             return found
+        inputs = (grad, *_completed(saved, ctx.shapes, out), out)
         needs = _needs(flags)
         if _higher_order(grad):
             grads = _EAGER.step_backward(*inputs, nonlinearity, needs)
@@ -116,25 +157,29 @@ class Sequence(torch.autograd.Function):
         else:
             tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
             out, h_n = sequence(*tensors, batch_sizes, nonlinearity, reverse, True, backend)
-        ctx.save_for_backward(x, h0, weight_ih, weight_hh, out, batch_sizes)
+        recurrent = (x if batch_sizes is None else batch_sizes).shape[0] > 1
+        _save(ctx, x, h0, weight_ih, weight_hh, recurrent, out, batch_sizes)
         ctx.set_materialize_grads(False)  # most callers use one of the outputs; the other's is None
         ctx.rest = nonlinearity, reverse, backend
         return out, h_n
 
     @staticmethod
     def backward(ctx: Any, grad_out, grad_hn):
-        x, h0, weight_ih, weight_hh, out, batch_sizes = ctx.saved_tensors
+        *saved, out, batch_sizes = ctx.saved_tensors
         flags, (nonlinearity, reverse, backend) = ctx.needs_input_grad, ctx.rest
+        found = None
         if batch_sizes is None:
-            rest = (nonlinearity, reverse, backend, flags)
-            inputs = (grad_out, grad_hn, x, h0, weight_ih, weight_hh, out)
-            found = _plain_backward(*inputs, *rest)
+            found = _plain_backward(
+                ctx.shapes, grad_out, grad_hn, *saved, out, nonlinearity, reverse, backend, flags
+            )
             if type(found) is tuple:
                 return found
-            if found is not None and not _batched(grad_out, grad_hn):
-                needs = _needs(flags)
-                grads = ops.run_plain_sequence_backward(found, *inputs, nonlinearity, reverse, needs)
-                return None, *_of_tensors(grads, flags), None, None, None, None
+        x, h0, weight_ih, weight_hh = _completed(saved, ctx.shapes, out)
+        if found is not None and not _batched(grad_out, grad_hn):
+            inputs = (grad_out, grad_hn, x, h0, weight_ih, weight_hh, out)
+            needs = _needs(flags)
+            grads = ops.run_plain_sequence_backward(found, *inputs, nonlinearity, reverse, needs)
+            return None, *_of_tensors(grads, flags), None, None, None, None
         stacked = h0.dim() == 3
         if stacked:
             h0, grad_hn = h0.squeeze(0), None if grad_hn is None else grad_hn.squeeze(0)
@@ -174,6 +219,9 @@ def _differentiable_step(
     backend: str,
 ) -> Tensor:
     tensors = (x, h, weight_ih, weight_hh, bias_ih, bias_hh)
+    found = ops.step_of_torch(tensors, nonlinearity, backend)
+    if found is not None:
+        return found  # torch's operator has its own derivative
     if needs_grad(*tensors):
         return Step.apply(torch.ops.rnnfast.rnn_step, *tensors, nonlinearity, backend)
     with torch._C._AutoDispatchBelowAutograd():
@@ -194,6 +242,10 @@ def _differentiable_sequence(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    if batch_sizes is None:
+        found = ops.sequence_of_torch(tensors, batch_sizes, nonlinearity, reverse, backend)
+        if found is not None:
+            return found
     if needs_grad(*tensors):
         operator = torch.ops.rnnfast.rnn_sequence
         return Sequence.apply(operator, *tensors, batch_sizes, nonlinearity, reverse, backend)

@@ -78,7 +78,7 @@ FASTER: dict[str, tuple[Region, ...]] = {
 }
 
 # Measured crossovers: where a backend loses to the next one in PREFERENCE by more than 3%, torch 2.13, two
-# threads. To measure them anew: `python -m bench.run --suite cpu --peers rnnfast-cpu rnnfast-aten`.
+# threads. To measure them anew: `python -m bench run --suite cpu --peers rnnfast-cpu rnnfast-aten`.
 _REAL = frozenset({"float32", "float64"})
 _HALF = frozenset({"bfloat16"})
 # Where there is AMX (Intel Sapphire Rapids), float32 products of torch's own are fast, too.

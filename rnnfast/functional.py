@@ -2,10 +2,11 @@
 
 The ways, in the order in which they are tried:
 
-0. `plain`, one native call for plain arguments, which looks at all that follows in a fraction of the time;
-1. torch's own operator, for arguments that no kernel takes: it rejects most of them, in its own words;
+0. `plain`, one native call that checks and computes plain arguments in a fraction of the time of the others;
+1. torch's own operator, for arguments that no kernel takes (it rejects most of them with its own errors) and
+   where a `__torch_function__` is to see what torch's modules call;
 2. the composite of differentiable torch operators, under `torch.func` transforms and forward-mode AD;
-3. the registered operator, where somebody is watching: torch.compile, export, a dispatch mode, the profiler;
+3. the registered operator, under torch.compile, export, a dispatch mode or the profiler;
 4. torch's own operator, which torch differentiates, where `dispatch` says "aten";
 5. the Function of `derivative` where a gradient is needed, else the kernel itself.
 """
@@ -16,20 +17,31 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor, are_deterministic_algorithms_enabled, get_num_threads, is_grad_enabled
+from torch.overrides import handle_torch_function
 
 from . import onnx, ops, plain
+from .arguments import (
+    Arguments,
+    check_names,
+    check_packed,
+    fits_sequence,
+    fits_step,
+    left_to_torch,
+)
 from .backends import cpu
 from .backends.aten import torch_sequence, torch_step
 from .backends.base import Backend
-from .backends.eager import DTYPES
-from .context import any_autocast, needs_composite, needs_grad, recorded_as_torch_s, undisturbed, watched
+from .context import (
+    any_autocast,
+    needs_composite,
+    needs_grad,
+    overridden,
+    recorded_as_torch_s,
+    undisturbed,
+    watched,
+)
 from .derivative import apply_sequence, apply_step, composite_sequence, composite_step
 from .dispatch import check_name, find
-from .interchange import TorchRNN
-
-Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], Optional[Tensor]]
-
-_DTYPES = frozenset(getattr(torch, name) for name in DTYPES)
 
 
 def rnn_step(
@@ -45,14 +57,18 @@ def rnn_step(
 ) -> Tensor:
     r"""One step of the recurrence, fused: ``h' = act(input @ W_ih.T + b_ih + hx @ W_hh.T + b_hh)``.
 
+    Equivalent to ``act(linear(input, weight_ih, bias_ih) + linear(hx, weight_hh, bias_hh))`` with
+    `torch.nn.functional.linear` and `torch.tanh` or `torch.relu`, and to ``torch.rnn_tanh_cell(input, hx,
+    weight_ih, weight_hh, bias_ih, bias_hh)`` (``torch.rnn_relu_cell``). Sums of 16-bit types are float32.
+
     Args:
-        input: ``[B, I]``, of dtype float64, float32, bfloat16 or float16, as all the tensors.
+        input: ``[B, I]``; float64, float32, bfloat16 or float16. All tensors have its dtype and device.
         hx: the state before the step, ``[B, H]``.
         weight_ih: ``[H, I]``.
         weight_hh: ``[H, H]``.
         bias_ih, bias_hh: ``[H]`` each, or None.
         nonlinearity: ``"tanh"`` or ``"relu"``.
-        backend: ``"auto"`` or the name of a backend.
+        backend: ``"auto"`` or the name of a backend, see `rnnfast.show_config`.
 
     Returns:
         The state after the step, ``[B, H]``; a new tensor, ``hx`` is left as it is.
@@ -66,14 +82,16 @@ def rnn_step(
         out = plain_step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend)
         if out is not None:
             return out
-    tensors: Arguments = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
-    if autocast_on(input):
-        tensors = _autocast(tensors)
-        input, hx = tensors[:2]
-    if nonlinearity not in ("tanh", "relu"):
-        _raise_unknown(nonlinearity)
-    if input.dim() != 2 or not _consistent(*tensors) or input.shape[0] != hx.shape[0]:
-        return _left_to_torch(torch_step(*tensors, nonlinearity), backend, tensors)
+    given: Arguments = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    check_names(nonlinearity, backend)
+    if not _are_tensors(*given) or shown_to_others(backend, *given):
+        return torch_step(*given, nonlinearity)
+    if overridden(*given):
+        return handle_torch_function(rnn_step, given, *given, nonlinearity, backend=backend)
+    tensors = _autocast(given) if autocast_on(input) else given
+    input, hx = tensors[:2]
+    if not fits_step(*tensors):
+        return left_to_torch(torch_step(*given, nonlinearity), backend, given)
 
     if needs_composite():
         check_name(backend)
@@ -111,10 +129,12 @@ def rnn_sequence(
 
     Computes ``h_t = act(x_t @ W_ih.T + b_ih + h_{t-1} @ W_hh.T + b_hh)`` for all t, which is
     ``for t in range(T): h = output[t] = rnn_step(input[t], h, ...)``, or with ``reverse`` the same
-    for t from T - 1 down to 0.
+    for t from T - 1 down to 0. It is what `torch.nn.RNN` of one layer computes; ``reverse`` is the second
+    direction of a bidirectional one.
 
     Args:
-        input: ``[T, B, I]`` with T of at least 1; with ``batch_sizes`` the packed rows ``[R, I]``.
+        input: ``[T, B, I]`` with T of at least 1; with ``batch_sizes`` the packed rows ``[R, I]``, R being
+            their sum. float64, float32, bfloat16 or float16; all tensors have its dtype and device.
         h0: the state before the first step taken, ``[B, H]``.
         weight_ih: ``[H, I]``.
         weight_hh: ``[H, H]``.
@@ -122,8 +142,8 @@ def rnn_sequence(
         nonlinearity: ``"tanh"`` or ``"relu"``.
         reverse: walk from the last step to the first; outputs stay in the order of the inputs.
         batch_sizes: ``[T]``, int64, on the CPU: as in a PackedSequence, the number of sequences that
-            are at least t + 1 steps long, for every t.
-        backend: ``"auto"`` or the name of a backend.
+            are at least t + 1 steps long, for every t. Positive and non-increasing.
+        backend: ``"auto"`` or the name of a backend, see `rnnfast.show_config`.
 
     Returns:
         ``output``, the states of all steps, ``[T, B, H]`` (packed: ``[R, H]``), and ``h_n``, the state
@@ -140,21 +160,31 @@ def rnn_sequence(
         )
         if found is not None:
             return found
-    tensors: Arguments = (input, h0, weight_ih, weight_hh, bias_ih, bias_hh)
-    if autocast_on(input):
-        tensors = _autocast(tensors)
-        input, h0 = tensors[:2]
-    if nonlinearity not in ("tanh", "relu"):
-        _raise_unknown(nonlinearity)
+    given: Arguments = (input, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    check_names(nonlinearity, backend)
+    if not isinstance(reverse, bool):
+        raise TypeError(f"argument 'reverse' must be bool, not {type(reverse).__name__}")
+    walk = (nonlinearity, batch_sizes, reverse)
+    if not _are_tensors(*given) or shown_to_others(backend, *given):
+        return torch_sequence(*given, *walk)
+    if overridden(*given):
+        return handle_torch_function(
+            rnn_sequence,
+            given,
+            *given,
+            nonlinearity,
+            reverse=reverse,
+            batch_sizes=batch_sizes,
+            backend=backend,
+        )
+    tensors = _autocast(given) if autocast_on(input) else given
+    input, h0 = tensors[:2]
     packed = batch_sizes is not None
-    if (
-        input.dim() != (2 if packed else 3)
-        or input.shape[0] == 0
-        or not _consistent(*tensors)
-        or (not packed and input.shape[1] != h0.shape[0])
-    ):
-        result = torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
-        return _left_to_torch(result, backend, tensors)
+    seen = watched(*tensors)
+    if batch_sizes is not None and not seen:  # else the operator does it, when it runs
+        check_packed(batch_sizes, input, h0)
+    if not fits_sequence(*tensors, packed) and not (packed and seen):
+        return left_to_torch(torch_sequence(*given, *walk), backend, given)
 
     if needs_composite():
         check_name(backend)
@@ -166,7 +196,7 @@ def rnn_sequence(
         if found is not None:
             return found
     arguments = (dense, *tensors[1:], batch_sizes, nonlinearity, reverse)
-    if watched(*tensors):
+    if seen:
         if recorded_as_torch_s(backend):
             return torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
         if torch.onnx.is_in_onnx_export() and not packed:
@@ -297,14 +327,14 @@ def solver_of(
 
 def autocast_on(input: Tensor) -> bool:
     """Whether autocast is on for the device of `input`."""
-    # The first question is several times cheaper, but torch.compile can't trace it.
+    # any_autocast takes a fraction of the other's time, but torch.compile can't trace it.
     if not torch.compiler.is_compiling() and not any_autocast():
         return False
     return torch.is_autocast_enabled(input.device.type)
 
 
 def _autocast(tensors: Arguments) -> Arguments:
-    """Casts as autocast casts the arguments of a linear layer, which is what it does to torch's RNN."""
+    """Casts the tensors as autocast casts the arguments of a linear layer and of torch's RNN."""
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
 
     def cast(t: Optional[Tensor]) -> Any:
@@ -316,54 +346,21 @@ def _autocast(tensors: Arguments) -> Arguments:
     return cast(x), cast(h), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh)
 
 
-def _consistent(
-    x: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-) -> bool:
-    """Whether a backend may be handed these tensors: one supported dtype, one device, shapes that fit."""
-    # Flat rather than in loops: this is on the path of every call.
-    dtype, device = x.dtype, x.device
-    if (
-        dtype not in _DTYPES
-        or h.dim() != 2
-        or h.dtype is not dtype
-        or h.device != device
-        or weight_ih.dtype is not dtype
-        or weight_ih.device != device
-        or weight_hh.dtype is not dtype
-        or weight_hh.device != device
-    ):
-        return False
-    hidden_size = h.shape[1]
-    if weight_ih.shape != (hidden_size, x.shape[-1]) or weight_hh.shape != (hidden_size, hidden_size):
-        return False
-    if bias_ih is not None and (
-        bias_ih.dtype is not dtype or bias_ih.device != device or bias_ih.shape != (hidden_size,)
-    ):
-        return False
-    return bias_hh is None or (
-        bias_hh.dtype is dtype and bias_hh.device == device and bias_hh.shape == (hidden_size,)
-    )
+def shown_to_others(backend: str, *arguments: Any) -> bool:
+    """Whether a `__torch_function__` is to see a call just as it would see one of torch's modules.
 
-
-def _left_to_torch(result: Any, backend: str, tensors: Arguments) -> Any:
-    """Arguments that no kernel takes are given to torch's operator, which knows best how to reject them.
-
-    It takes more than the kernels do, complex numbers for example; then its result stands, unless the
-    caller asked for another backend.
+    Where a backend was asked for and there are tensors for it to work on, it sees ours instead.
     """
-    if backend not in ("auto", "aten"):
-        got = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in tensors if t is not None)
-        raise RuntimeError(
-            f"backend '{backend}' takes tensors of one dtype ({', '.join(sorted(DTYPES))}) on one device,"
-            f" with shapes that fit; got {got}"
-        )
-    return result
+    if not overridden(*arguments):
+        return False
+    return backend in ("auto", "aten") or not all(t is None or isinstance(t, Tensor) for t in arguments)
 
 
-def _raise_unknown(nonlinearity: str) -> None:
-    TorchRNN(1, 1, nonlinearity=nonlinearity)  # raises torch's own error
+def _are_tensors(x: Any, h: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> bool:
+    """Whether each is one, but for a bias that may be missing."""
+    for required in (x, h, weight_ih, weight_hh):
+        if not isinstance(required, Tensor):
+            return False
+    return (bias_ih is None or isinstance(bias_ih, Tensor)) and (
+        bias_hh is None or isinstance(bias_hh, Tensor)
+    )

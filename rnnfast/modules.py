@@ -9,17 +9,26 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch
+from .arguments import check_batch_sizes, left_to_torch, strided
 from .attributes import DESCRIBING, NONLINEARITIES, at_odds, no_tensor
 from .context import needs_composite, needs_grad, tracing, watched
-from .functional import autocast_on, plain_sequence, plain_step, rnn_sequence, rnn_step, solver_of
+from .functional import (
+    autocast_on,
+    plain_sequence,
+    plain_step,
+    rnn_sequence,
+    rnn_step,
+    shown_to_others,
+    solver_of,
+)
 from .interchange import Interchangeable, TorchRNN, TorchRNNCell
 
 
 class RNN(Interchangeable, torch.nn.RNNBase):
     r"""Elman RNN, a drop-in for `torch.nn.RNN`: ``h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)``.
 
-    Parameters, their names, their initialisation, outputs and errors are those of `torch.nn.RNN`;
-    state_dicts load both ways.
+    Each layer and direction is one call of `rnnfast.functional.rnn_sequence`. Parameters, their names, their
+    initialisation, outputs and errors are those of `torch.nn.RNN`; state_dicts load both ways.
 
     It derives from `torch.nn.RNNBase` rather than `torch.nn.RNN`, because torch.compile turns away every
     instance of the latter.
@@ -37,7 +46,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         batch_first: input and output are ``[B, T, ...]`` rather than ``[T, B, ...]``; not so hx and h_n.
         dropout: probability of zeroing each output of each layer but the last, while training.
         bidirectional: a second set of weights walks each layer from the end; the outputs are concatenated.
-        device, dtype: of the parameters.
+        device, dtype: of the parameters: float64, float32, bfloat16 or float16 for rnnfast's kernels.
         backend: ``"auto"`` or the name of a backend; an attribute that may be changed later.
 
     Raises:
@@ -138,9 +147,13 @@ class RNN(Interchangeable, torch.nn.RNNBase):
                 return found
         if isinstance(input, torch.fx.Proxy):
             return self.leaf(input, hx)
+        data = input.data if isinstance(input, PackedSequence) else input
         wrong = no_tensor(input, hx) or at_odds(self)
-        if wrong is not None or tracing():
+        tensors = (data, hx, *(weight for layer in weights for weight in layer))
+        if wrong is not None or tracing() or shown_to_others(self.backend, *tensors):
             return self.torchs(input, hx, wrong)
+        if not strided(data, hx):
+            return left_to_torch(self.torchs(input, hx), self.backend, tensors)
         batch_sizes = sorted_indices = unsorted_indices = None
         rows, state = input, hx  # time-major and batched, from here on
         packed = isinstance(input, PackedSequence)
@@ -211,6 +224,8 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         weights: list[list[Any]],
     ) -> bool:
         """Whether torch is the best for every layer of a stack; then it gets the whole stack in one call."""
+        if batch_sizes is not None and not watched(rows, hx):
+            check_batch_sizes(batch_sizes, rows.shape[0], batch)
         if needs_composite() or watched(rows, hx, *(weight for layer in weights for weight in layer)):
             return False
         steps = rows.shape[0] if batch_sizes is None else batch_sizes.shape[0]
@@ -337,8 +352,11 @@ class RNNCell(Interchangeable, TorchRNNCell):
         if isinstance(input, torch.fx.Proxy):
             return self.leaf(input, hx)
         wrong = no_tensor(input, hx)
-        if wrong is not None or tracing():
+        tensors = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+        if wrong is not None or tracing() or shown_to_others(backend, *tensors):
             return self.torchs(input, hx, wrong)
+        if not strided(input, hx):
+            return left_to_torch(self.torchs(input, hx), backend, tensors)
         dims = input.dim()
         if (
             dims not in (1, 2)

@@ -4,6 +4,10 @@ Here, and only here, backends are called, with contiguous tensors. The backend i
 runs, not when a graph is captured, so that a graph with backend="auto" takes the best backend for every
 batch size and length without being captured anew.
 
+An operator trusts nobody: a graph may be called with tensors of other shapes, dtypes or devices than it was
+captured with. `rnn_*` check their arguments, when a graph is captured as when it runs; `run_*` are for
+callers that have done so.
+
 The derivatives belong to `rnnfast.functional`, which also hands them to the operators, so that a captured
 graph can be trained. It calls the registered operator where somebody is watching, and else the Python
 function, which is the same thing without torch's dispatcher: a fifth of the time of a small step.
@@ -17,12 +21,27 @@ from typing import Any, Optional, TypeVar
 import torch
 from torch import Tensor
 
+from .arguments import (
+    Arguments,
+    check_backward,
+    check_names,
+    check_needs,
+    check_packed,
+    dense,
+    fits_sequence,
+    fits_step,
+    left_to_torch,
+)
+from .backends.aten import torch_sequence, torch_step
 from .backends.base import Backend, Grads, Needs
 from .dispatch import find
 
 _lib = torch.library.Library("rnnfast", "DEF")
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 _TAGS = (torch.Tag.pt2_compliant_tag,)
+# Function modes see a call, not what it consists of, as with torch's own operators; so none can change what a
+# kernel gets or where it writes.
+_unseen = torch._C.DisableTorchFunction
 
 
 def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[_Kernel], _Kernel]:
@@ -41,11 +60,6 @@ def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[_Kernel], _Ker
 def set_derivative(name: str, function: Callable[..., Any]) -> None:
     """Makes `function` what runs when the operator `name` is called where autograd may record it."""
     _lib.impl(name, function, "Autograd")
-
-
-def _dense(tensor: Any) -> Any:
-    """As backends get it: contiguous, and not a view that torch negates when it is read."""
-    return None if tensor is None else tensor.resolve_neg().contiguous()
 
 
 def _listed(grads: Grads) -> list[Tensor]:
@@ -70,8 +84,24 @@ def _fake_grads(
     return [x.new_empty(shape) for shape, needed in zip(shapes, needs, strict=True) if needed]
 
 
-def _fake_step(x: Tensor, h: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty(h.shape)
+def step_of_torch(tensors: Arguments, nonlinearity: str, backend: str) -> Optional[Tensor]:
+    """What torch's operator makes of arguments of `rnn_step` that no kernel may be given; None for others.
+
+    Raises:
+        ValueError: unknown nonlinearity.
+        RuntimeError: torch's operator doesn't take them either, or another backend was asked for.
+    """
+    check_names(nonlinearity, backend)
+    if fits_step(*tensors):
+        return None
+    return left_to_torch(torch_step(*tensors, nonlinearity), backend, tensors)
+
+
+def _fake_step(*arguments: Any) -> Tensor:
+    *tensors, nonlinearity, _, backend = arguments
+    found = step_of_torch(tuple(tensors), nonlinearity, backend)  # type: ignore[arg-type]
+    x, h = tensors[:2]
+    return x.new_empty(h.shape) if found is None else found
 
 
 @_operator(
@@ -90,6 +120,9 @@ def rnn_step(
     grad: bool,  # whether a backward pass will follow
     backend: str,
 ) -> Tensor:  # [B, H]
+    found = step_of_torch((x, h, weight_ih, weight_hh, bias_ih, bias_hh), nonlinearity, backend)
+    if found is not None:
+        return _detached(found)
     batch, input_size = x.shape
     deterministic = torch.are_deterministic_algorithms_enabled()
     solver = find(
@@ -108,22 +141,25 @@ def run_step(
     bias_hh: Optional[Tensor],
     nonlinearity: str,
 ) -> Tensor:
-    """`rnn_step` for a caller that has already found the backend."""
-    out = solver.step_forward(
-        _dense(x),
-        _dense(h),
-        _dense(weight_ih),
-        _dense(weight_hh),
-        _dense(bias_ih),
-        _dense(bias_hh),
-        nonlinearity,
-    )
-    return _detached(out)
+    """`rnn_step` for a caller that has checked the arguments and found the backend."""
+    with _unseen():
+        out = solver.step_forward(
+            dense(x),
+            dense(h),
+            dense(weight_ih),
+            dense(weight_hh),
+            dense(bias_ih),
+            dense(bias_hh),
+            nonlinearity,
+        )
+        return _detached(out)
 
 
 def _fake_step_backward(grad: Tensor, *args: Any) -> list[Tensor]:
-    x, h, weight_ih, weight_hh, _, _, needs, _ = args
-    return _fake_grads(x, h, weight_ih, weight_hh, needs)
+    x, h, weight_ih, weight_hh, out, nonlinearity, needs, backend = args
+    check_names(nonlinearity, backend)
+    check_backward(x, h, weight_ih, weight_hh, out, grad, None, 2, False)
+    return _fake_grads(x, h, weight_ih, weight_hh, check_needs(needs))
 
 
 def rnn_step_backward(
@@ -137,6 +173,8 @@ def rnn_step_backward(
     needs: Needs,
     backend: str,
 ) -> Grads:
+    check_names(nonlinearity, backend)
+    check_backward(x, h, weight_ih, weight_hh, out, grad, None, 2, False)
     batch, input_size = x.shape
     deterministic = torch.are_deterministic_algorithms_enabled()
     solver = find(
@@ -156,17 +194,18 @@ def run_step_backward(
     nonlinearity: str,
     needs: Needs,
 ) -> Grads:
-    """`rnn_step_backward` for a caller that has already found the backend."""
-    return solver.step_backward(
-        _dense(grad),
-        _dense(x),
-        _dense(h),
-        _dense(weight_ih),
-        _dense(weight_hh),
-        _dense(out),
-        nonlinearity,
-        needs,
-    )
+    """`rnn_step_backward` for a caller that has checked the arguments and found the backend."""
+    with _unseen():
+        return solver.step_backward(
+            dense(grad),
+            dense(x) if needs.weight_ih else x,
+            dense(h) if needs.weight_hh else h,
+            dense(weight_ih) if needs.x else weight_ih,
+            dense(weight_hh) if needs.h0 else weight_hh,
+            dense(out),
+            nonlinearity,
+            needs,
+        )
 
 
 @_operator(
@@ -176,10 +215,27 @@ def run_step_backward(
 )
 def _(*args: Any) -> list[Tensor]:
     *inputs, needs, backend = args
-    return _listed(rnn_step_backward(*inputs, Needs(*needs), backend))  # type: ignore[call-arg]
+    return _listed(rnn_step_backward(*inputs, check_needs(needs), backend))  # type: ignore[call-arg]
 
 
-def _fake_sequence(x: Tensor, h0: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def sequence_of_torch(
+    tensors: Arguments, batch_sizes: Optional[Tensor], nonlinearity: str, reverse: bool, backend: str
+) -> Optional[tuple[Tensor, Tensor]]:
+    """As `step_of_torch`, for `rnn_sequence`; `check_packed` has let pass batch_sizes, if there are some."""
+    check_names(nonlinearity, backend)
+    if fits_sequence(*tensors, batch_sizes is not None):
+        return None
+    result = torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
+    return left_to_torch(result, backend, tensors)
+
+
+def _fake_sequence(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *tensors, batch_sizes, nonlinearity, reverse, _, backend = arguments
+    rest = (batch_sizes, nonlinearity, reverse, backend)
+    found = sequence_of_torch(tuple(tensors), *rest)  # type: ignore[arg-type]
+    if found is not None:
+        return found
+    x, h0 = tensors[:2]
     return x.new_empty((*x.shape[:-1], h0.shape[1])), x.new_empty(h0.shape)
 
 
@@ -201,6 +257,12 @@ def rnn_sequence(
     grad: bool,  # whether a backward pass will follow
     backend: str,
 ) -> tuple[Tensor, Tensor]:  # out like x but for its last dimension, h_n [B, H]
+    if batch_sizes is not None:
+        check_packed(batch_sizes, x, h0)
+    tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    found = sequence_of_torch(tensors, batch_sizes, nonlinearity, reverse, backend)
+    if found is not None:
+        return _detached(found[0]), _detached(found[1])
     solver = _find_for_sequence(x, h0, batch_sizes, grad, backend)
     return run_sequence(
         solver, x, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, nonlinearity, reverse
@@ -219,28 +281,23 @@ def run_sequence(
     nonlinearity: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`rnn_sequence` for a caller that has already found the backend."""
-    if batch_sizes is None:
-        steps, batch, input_size = x.shape
-        rows = _dense(x).view(steps * batch, input_size)
-    else:
-        _check_batch_sizes(batch_sizes, x.shape[0], h0.shape[0])
-        rows = _dense(x)
-    out, h_n = solver.sequence_forward(
-        rows,
-        _dense(h0),
-        _dense(weight_ih),
-        _dense(weight_hh),
-        _dense(bias_ih),
-        _dense(bias_hh),
-        nonlinearity,
-        batch_sizes,
-        reverse,
-    )
-    if batch_sizes is None:
-        # .data, because autograd lets nobody modify a view that comes out of a Function.
-        out = out.view(steps, batch, h0.shape[1]).data
-    return _detached(out), _detached(h_n)
+    """`rnn_sequence` for a caller that has checked the arguments and found the backend."""
+    with _unseen():
+        out, h_n = solver.sequence_forward(
+            _rows(dense(x)),
+            dense(h0),
+            dense(weight_ih),
+            dense(weight_hh),
+            dense(bias_ih),
+            dense(bias_hh),
+            nonlinearity,
+            batch_sizes,
+            reverse,
+        )
+        if batch_sizes is None:
+            # .data, because autograd lets nobody modify a view that comes out of a Function.
+            out = out.view(*x.shape[:-1], h0.shape[1]).data
+        return _detached(out), _detached(h_n)
 
 
 def run_plain_sequence(
@@ -264,8 +321,11 @@ def run_plain_sequence(
 
 
 def _fake_sequence_backward(grad_out: Any, grad_hn: Any, *args: Any) -> list[Tensor]:
-    x, h0, weight_ih, weight_hh, *_, needs, _ = args
-    return _fake_grads(x, h0, weight_ih, weight_hh, needs)
+    x, h0, weight_ih, weight_hh, out, batch_sizes, nonlinearity, _, needs, backend = args
+    check_names(nonlinearity, backend)
+    packed = batch_sizes is not None
+    check_backward(x, h0, weight_ih, weight_hh, out, grad_out, grad_hn, 2 if packed else 3, packed)
+    return _fake_grads(x, h0, weight_ih, weight_hh, check_needs(needs))
 
 
 def rnn_sequence_backward(
@@ -282,9 +342,12 @@ def rnn_sequence_backward(
     needs: Needs,
     backend: str,
 ) -> Grads:
-    solver = _find_for_sequence(x, h0, batch_sizes, True, backend)
+    check_names(nonlinearity, backend)
+    packed = batch_sizes is not None
+    check_backward(x, h0, weight_ih, weight_hh, out, grad_out, grad_hn, 2 if packed else 3, packed)
     if batch_sizes is not None:
-        _check_batch_sizes(batch_sizes, x.shape[0], h0.shape[0])
+        check_packed(batch_sizes, x, h0)
+    solver = _find_for_sequence(x, h0, batch_sizes, True, backend)
     walk = (batch_sizes, nonlinearity, reverse)
     return run_sequence_backward(solver, grad_out, grad_hn, x, h0, weight_ih, weight_hh, out, *walk, needs)
 
@@ -303,22 +366,30 @@ def run_sequence_backward(
     reverse: bool,
     needs: Needs,
 ) -> Grads:
-    """`rnn_sequence_backward` for a caller that has already found the backend."""
-    hidden_size = h0.shape[1]
-    grads = solver.sequence_backward(
-        None if grad_out is None else _dense(grad_out.reshape(-1, hidden_size)),
-        _dense(grad_hn),
-        _dense(x.reshape(-1, x.shape[-1])),
-        _dense(h0),
-        _dense(weight_ih),
-        _dense(weight_hh),
-        _dense(out.reshape(-1, hidden_size)),
-        nonlinearity,
-        batch_sizes,
-        reverse,
-        needs,
-    )
-    return grads if grads.x is None else grads._replace(x=grads.x.view(x.shape))
+    """`rnn_sequence_backward` for a caller that has checked the arguments and found the backend."""
+    with _unseen():
+        grads = solver.sequence_backward(
+            None if grad_out is None else _rows(dense(grad_out)),
+            dense(grad_hn),
+            _rows(dense(x) if needs.weight_ih else x),
+            dense(h0) if needs.weight_hh else h0,
+            dense(weight_ih) if needs.x else weight_ih,
+            dense(weight_hh),
+            _rows(dense(out)),
+            nonlinearity,
+            batch_sizes,
+            reverse,
+            needs,
+        )
+        return grads if grads.x is None else grads._replace(x=grads.x.view(x.shape))
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """[T, B, N] as [T * B, N]."""
+    if tensor.dim() == 2:
+        return tensor
+    steps, batch, width = tensor.shape
+    return tensor.view(steps * batch, width)
 
 
 def run_plain_sequence_backward(
@@ -337,12 +408,12 @@ def run_plain_sequence_backward(
     """`run_sequence_backward` for tensors that `plain` has found to be dense, but for what autograd sends."""
     steps, batch, input_size = x.shape
     grads = solver.sequence_backward(
-        None if grad_out is None else _dense(grad_out).view(steps * batch, -1),
-        None if grad_hn is None else _dense(grad_hn).view(batch, -1),
+        None if grad_out is None else dense(grad_out).view(steps * batch, -1),
+        None if grad_hn is None else dense(grad_hn).view(batch, -1),
         x.view(steps * batch, input_size),
         h0.view(batch, -1),
         weight_ih,
-        weight_hh,
+        weight_hh if steps > 1 else dense(weight_hh),
         out.view(steps * batch, -1),
         nonlinearity,
         None,
@@ -365,7 +436,7 @@ def run_plain_sequence_backward(
 )
 def _(*args: Any) -> list[Tensor]:
     *inputs, needs, backend = args
-    return _listed(rnn_sequence_backward(*inputs, Needs(*needs), backend))  # type: ignore[call-arg]
+    return _listed(rnn_sequence_backward(*inputs, check_needs(needs), backend))  # type: ignore[call-arg]
 
 
 def _find_for_sequence(
@@ -386,25 +457,3 @@ def _find_for_sequence(
         grad,
         torch.are_deterministic_algorithms_enabled(),
     )
-
-
-def _check_batch_sizes(batch_sizes: Tensor, rows: int, batch: int) -> None:
-    """The part of the argument checks that looks at values, which graphs know only when they run."""
-    if batch_sizes.dtype is not torch.int64 or not batch_sizes.is_cpu or batch_sizes.dim() != 1:
-        raise ValueError(
-            "batch_sizes must have one dimension, be of dtype int64 and on the CPU, got"
-            f" {batch_sizes.dim()} dimensions, {batch_sizes.dtype} on {batch_sizes.device}"
-        )
-    sizes = batch_sizes.tolist()
-    if (
-        sizes[:1] != [batch]
-        or sum(sizes) != rows
-        or sizes[-1] < 1
-        or sizes != sorted(sizes, reverse=True)
-        or not batch_sizes.is_contiguous()
-    ):
-        raise ValueError(
-            "batch_sizes must be contiguous, positive and non-increasing, begin with the number of"
-            f" sequences in h0 ({batch}) and add up to the rows of input ({rows}), got"
-            f" {sizes[:20]}{' and more' if len(sizes) > 20 else ''}"
-        )

@@ -1,12 +1,13 @@
-"""Problems for tests and benchmarks: shapes, inputs that keep errors small, the truth in float64, tolerances."""
+"""Problems for tests and benchmarks: shapes, inputs that keep errors small, the truth, tolerances."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rnnfast import dispatch, reference
 from rnnfast.backends.base import Problem
@@ -38,6 +39,8 @@ SHAPES = [
 # Lengths of packed sequences, longest first.
 LENGTHS = [[1], [4], [1, 1, 1], [3, 2, 1], [5, 5, 1], [6, 6, 6], [9, 7, 7, 3, 3, 1, 1], [4, *[2] * 14]]
 
+Weights = tuple[Tensor, Tensor, Optional[Tensor], Optional[Tensor]]  # w_ih [H, I], w_hh [H, H], biases [H]
+
 NAMES = ("x", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -51,7 +54,7 @@ class Case:
     batch_sizes: Optional[Tensor] = None
 
     @property
-    def args(self) -> list[Optional[Tensor]]:
+    def args(self) -> list[Any]:
         return [self.inputs[name] for name in NAMES]
 
     def leaves(self) -> list[Tensor]:
@@ -62,16 +65,12 @@ class Case:
         inputs = {k: None if t is None else t.detach().to(dtype) for k, t in self.inputs.items()}
         return Case(inputs, self.grad_out.to(dtype), self.grad_hn.to(dtype), self.batch_sizes)
 
-    def tolerance(self) -> float:
-        """Bound on the error relative to the largest element (or to 1, if all are smaller).
-
-        One rounding to the stored type in each of the few places where a result is stored (the state
-        contracts, so that older errors fade), and a sum whose rounding errors add up like a random walk.
-        """
+    def tolerance(self, tf32: bool = False) -> float:
+        """The bound on `error` of every result and gradient; `tf32` where products may round to TF32."""
         x, w = self.inputs["x"], self.inputs["weight_hh"]
-        length = x.shape[-1] + len(w) + x.numel() // max(1, x.shape[-1])
-        accumulator = torch.float64 if x.dtype is torch.float64 else torch.float32
-        return 8 * torch.finfo(x.dtype).eps + 2 * torch.finfo(accumulator).eps * length**0.5
+        assert x is not None and w is not None
+        rows = x.numel() // max(1, x.shape[-1])
+        return tolerance(x.dtype, x.shape[-1] + len(w) + rows, tf32=tf32)
 
 
 def make(
@@ -94,7 +93,8 @@ def make(
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, dtype=torch.float64)
 
-    batch_sizes, rows = None, (steps, batch)
+    batch_sizes = None
+    rows: tuple[int, ...] = (steps, batch)
     if lengths is not None:
         batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(lengths[0])])
         batch, rows = len(lengths), (sum(lengths),)
@@ -123,35 +123,73 @@ def expected(case: Case, nonlinearity: str, reverse: bool = False) -> tuple[Tens
     """Output, h_n and the gradients of `case.leaves()`, from the reference in float64."""
     case = case.to(torch.float64)
     leaves = case.leaves()
+    x, h0, w_ih, w_hh, b_ih, b_hh = case.args
+    weights = w_ih, w_hh, b_ih, b_hh
     if case.batch_sizes is None:
-        out, h_n = reference.rnn_sequence(*case.args, nonlinearity, reverse)
+        out, h_n = layer(x, h0, weights, nonlinearity, reverse)
     else:
-        out, h_n = packed_reference(case, nonlinearity, reverse)
+        padded, lengths = pad_packed_sequence(PackedSequence(x, case.batch_sizes))
+        out, h_n = layer(padded, h0, weights, nonlinearity, reverse, lengths)
+        out = pack_padded_sequence(out, lengths).data
     grads = torch.autograd.grad([out, h_n], leaves, [case.grad_out, case.grad_hn])
     return out.detach(), h_n.detach(), list(grads)
 
 
-def packed_reference(case: Case, nonlinearity: str, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Every sequence on its own, in a batch of one."""
-    x, h0, *weights = case.args
-    sizes = case.batch_sizes.tolist()
-    steps = x.split(sizes)
-    rows: list[list[Tensor]] = [[] for _ in sizes]
-    last = []
-    for b in range(sizes[0]):
-        sequence = torch.stack([rows_of_step[b : b + 1] for rows_of_step in steps if len(rows_of_step) > b])
-        out, h_n = reference.rnn_sequence(sequence, h0[b : b + 1], *weights, nonlinearity, reverse)
-        last.append(h_n)
-        for t, row in enumerate(out):
-            rows[t].append(row)
-    return torch.cat([row for step in rows for row in step]), torch.cat(last)
+def layer(
+    x: Tensor,  # [T, B, I]
+    h0: Tensor,  # [B, H]
+    weights: Weights,
+    nonlinearity: str,
+    reverse: bool = False,
+    lengths: Optional[Tensor] = None,  # [B] int64; None when all are T
+) -> tuple[Tensor, Tensor]:
+    """Output [T, B, H] and h_n [B, H] of one layer by the reference: the truth, if computed in float64.
+
+    Beyond a sequence's length the output is zero. Sequences of equal length are computed together.
+    """
+    if lengths is None:
+        return reference.rnn_sequence(x, h0, *weights, nonlinearity, reverse)
+    output, last = [x] * len(lengths), [h0] * len(lengths)
+    for length in lengths.unique().tolist():
+        columns = (lengths == length).nonzero().flatten().tolist()
+        out, h_n = reference.rnn_sequence(x[:length, columns], h0[columns], *weights, nonlinearity, reverse)
+        out = torch.cat([out, out.new_zeros(len(x) - length, *out.shape[1:])])
+        for i, column in enumerate(columns):
+            output[column], last[column] = out[:, i], h_n[i]
+    return torch.stack(output, dim=1), torch.stack(last)
+
+
+def tolerance(
+    dtype: torch.dtype, terms: int, stores: int = 1, per_term: float = 2.0, tf32: bool = False
+) -> float:
+    """What rounding explains of a result's `error`.
+
+    Storing rounds to `dtype`, in a few places whose errors fade as the state contracts: 8 eps, times the root
+    of `stores` where that many rounded values are added up. A sum of `terms` terms rounds in its accumulator
+    (float32 for the 16-bit types), and its errors add up like a random walk: `per_term` eps times the root of
+    `terms`. With `tf32` each operand has 11 bits, so each term is off by up to 2^-11 of itself.
+    """
+    if tf32:
+        return max(8 * stores**0.5, terms**0.5) * 2.0**-11
+    accumulator = torch.float64 if dtype is torch.float64 else torch.float32
+    stored = 8 * torch.finfo(dtype).eps * stores**0.5
+    return stored + per_term * torch.finfo(accumulator).eps * terms**0.5
+
+
+def error(actual: Tensor, expected: Tensor, least: float = 1.0) -> float:
+    """The largest difference, relative to the largest element of `expected`, or to `least` if that is larger.
+
+    Infinite for NaN, zero for empty tensors. The shapes must agree.
+    """
+    if expected.numel() == 0:
+        return 0.0
+    scale = expected.abs().max().clamp(min=least)
+    found = ((actual.detach().to(expected) - expected).abs().max() / scale).item()
+    return found if found == found else float("inf")
 
 
 def check(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
     """Fails, naming `name`, unless shapes match and the error is within tolerance (which NaN never is)."""
     assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
-    if expected.numel() == 0:
-        return
-    scale = expected.abs().max().clamp(min=1.0)
-    error = ((actual.detach().double() - expected).abs().max() / scale).item()
-    assert error <= tolerance, f"{name}: relative error {error:.3g} exceeds {tolerance:.3g}"
+    found = error(actual, expected)
+    assert found <= tolerance, f"{name}: relative error {found:.3g} exceeds {tolerance:.3g}"

@@ -1,1 +1,1 @@
-"""A package, so that pytest puts the root of the repository on the path, and with it bench."""
+"""A package, so that pytest puts the root of the repository on the path."""

@@ -5,8 +5,7 @@ import torch
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnnfast import plain
-from rnnfast import testing
+from rnnfast import plain, testing
 
 NAMES = ("step", "sequence", "backward")
 

@@ -1,20 +1,20 @@
-"""The support matrix of the README: what torch.nn.RNN does, what rnnfast does, and the test that shows it.
+"""The support matrix: what torch.nn.RNN does, what rnnfast does, and the test that shows it.
 
-    python -m tests.support --write README.md
+    python -m tests.support
 
-puts the table between the markers in the file. test_support.py fails where a test that is named here does
-not exist, and where the README is stale.
+writes it into tests/README.md, between the markers. test_support.py fails if a test that is named here does
+not exist, and if the file is stale.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 from dataclasses import dataclass
 from pathlib import Path
 
 BEGIN, END = "<!-- support:begin -->", "<!-- support:end -->"
 TESTS = Path(__file__).parent
+README = TESTS / "README.md"
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,4 @@ def existing_tests() -> set[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="Writes the support matrix into a file that has its markers."
-    )
-    parser.add_argument("--write", type=Path, required=True, metavar="FILE")
-    path = parser.parse_args().write
-    path.write_text(with_table(path.read_text()))
+    README.write_text(with_table(README.read_text()))

@@ -12,9 +12,9 @@ import time
 import pytest
 import torch
 
+from rnnfast import testing
 from rnnfast.backends.base import Needs
 from rnnfast.backends.cpu import CpuBackend, native
-from rnnfast import testing
 
 if native is None:
     pytest.skip(
@@ -145,6 +145,7 @@ SHARED = [
 ]
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("lengths", [None, [9, 9, 8, 6, 6, 5, 3, 1]], ids=["dense", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHARED, ids=str)
@@ -157,6 +158,7 @@ def test_bits_do_not_depend_on_threads(shape, dtype, lengths, threads):
         assert_same_bits(run(case), alone)
 
 
+@pytest.mark.threads
 def test_bits_do_not_depend_on_how_a_long_walk_is_cut(threads):
     """The rows are taken in two passes: 12000 of them by the whole team, and the last one by one thread."""
     batch_sizes = torch.tensor([6000, 6000, 1])
@@ -191,6 +193,8 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
+@pytest.mark.threads
 def test_bits_do_not_depend_on_how_many_threads_openmp_grants():
     """Fewer than it was asked for: then one does the work of all."""
     digests = set()
@@ -296,6 +300,7 @@ def test_activation_over_its_whole_range(dtype, instruction_set):
         assert nonlinearity == "relu" or (out[finite].abs() <= 1).all()
 
 
+@pytest.mark.threads
 def test_forked_child_does_not_hang():
     """OpenMP's threads do not survive a fork; the child must do without them."""
     case = testing.make((50, 64, 64, 64), torch.float32)
@@ -325,6 +330,7 @@ def test_probes_measure_something():
     assert 0 < native.read_bandwidth(1 << 20, 1, 0.01) < math.inf
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory that can be addressed from RLIMIT_AS")
 def test_memory_that_is_not_there_is_an_error():
     code = (

@@ -16,13 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import gpu_latency
 from rnnfast.backends.cuda import CudaBackend
-from tests import cuda_on_cpu
 from rnnfast.testing import check
-from tests.test_cuda_build import kernels, needs_nvcc
+from tests import cuda_on_cpu
+from tests.test_cuda_build import kernels, whole_build
 
-pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing()))
+pytestmark = [
+    pytest.mark.slow,  # building the sources for the CPU takes half a minute, once
+    pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing())),
+]
 
 KINDS = {  # name: dtype, its number in the contract
     "bfloat16": (torch.bfloat16, 2),
@@ -232,6 +234,7 @@ def test_packed(kind, reverse, lengths, groups):
     Case(kind, lengths[0], 24, lengths, reverse=reverse).check(groups=groups, seed=groups + 1)
 
 
+@pytest.mark.sample(6)
 # Up to 512, 1024 and 2048 are different instantiations. On 34 multiprocessors the 3 tiles have 2 groups or 3.
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
@@ -384,7 +387,7 @@ def test_limits(kind, multiprocessors, limit):
 MULTIPROCESSORS = {"sm_80": 108, "sm_90a": 132, "sm_120": 170}  # A100, H100, RTX 5090
 
 
-@needs_nvcc
+@whole_build
 def test_registers_leave_room_for_all_blocks_at_once():
     """What ptxas says, against the H that each instantiation is to take (on an A100, 32 bits up to 1728)."""
     found = set()
@@ -402,8 +405,3 @@ def test_registers_leave_room_for_all_blocks_at_once():
         assert capacity <= rows * blocks * MULTIPROCESSORS[usage.architecture], (name, usage)
         found.add((name, usage.architecture))
     assert len(found) == 2 * 3 * 4 * 3  # directions, architectures, kinds, sizes
-
-
-@needs_nvcc
-def test_microbenchmarks_compile_without_a_warning(tmp_path):
-    gpu_latency.build(tmp_path / "gpu_latency", "sm_90a")

@@ -15,12 +15,15 @@ from rnnfast.backends import cuda
 from rnnfast.backends.base import Needs, Problem
 from rnnfast.backends.recurrence import Walk
 from rnnfast.functional import rnn_sequence, rnn_step
-from tests import cuda_on_cpu
 from rnnfast.testing import NAMES, check, expected, make
+from tests import cuda_on_cpu
+from tests.compare import compare_sequence, make_without_hn
 from tests.cuda_on_cpu import backend as on_cpu
-from tests.test_functional import compare_sequence, make_without_hn
 
-pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing()))
+pytestmark = [
+    pytest.mark.slow,  # building the sources for the CPU takes half a minute, once
+    pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing())),
+]
 
 BACKEND = on_cpu.CudaOnCpu.name
 # TF32 is a way to multiply rather than a type.
@@ -62,7 +65,7 @@ def order_of_threads(request):
 
 @pytest.fixture
 def dtype(kind, monkeypatch):
-    """The type of a kind, and its rule for products; the problems know nothing of TF32, so its eps stands in."""
+    """The type of a kind, and its rule for products; problems know nothing of TF32, so its eps stands in."""
     dtype, tf32 = KINDS[kind]
     monkeypatch.setattr(cuda, "tf32", lambda: tf32)
     if tf32:

@@ -55,6 +55,7 @@ def test_correct_kernel(seed, cooperative):
     torch.testing.assert_close(data, expected())
 
 
+@pytest.mark.slow
 def test_fibers_of_other_processors():
     result, message, data = run("kNone", cooperative=True, flags=("-DCUDA_ON_CPU_UCONTEXT",))
     assert (result, message) == (0, "")

@@ -104,6 +104,8 @@ def free_port():
         return s.getsockname()[1]
 
 
+@pytest.mark.sample(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap, build",
     [

@@ -164,6 +164,7 @@ def test_share_memory(backend):
     assert ours(torch.zeros(4, 2, 3))[0].shape == (4, 2, 5)
 
 
+@pytest.mark.threads
 @each_backend
 @pytest.mark.parametrize("threads", [1, 2])
 def test_eight_python_threads_on_one_module(threads, backend):
@@ -202,6 +203,7 @@ class Encoded(Dataset):
             return self.module(torch.full((4, 13), float(i)))[0]
 
 
+@pytest.mark.threads
 @each_backend
 def test_data_loader_workers_forked_after_a_parallel_region(backend):
     dataset = Encoded(rnnfast.RNN(13, 64, backend=backend))

@@ -5,26 +5,13 @@ import torch
 
 from rnnfast.functional import rnn_sequence, rnn_step
 from rnnfast.testing import BACKENDS, DTYPES, LENGTHS, NAMES, NONLINEARITIES, SHAPES, check, expected, make
+from tests.compare import compare_sequence, make_without_hn
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 each_nonlinearity = pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-
-
-def compare_sequence(case, nonlinearity, reverse, backend):
-    out, h_n, grads = expected(case, nonlinearity, reverse)
-    leaves = case.leaves()
-    actual_out, actual_hn = rnn_sequence(
-        *case.args, nonlinearity, reverse=reverse, batch_sizes=case.batch_sizes, backend=backend
-    )
-    actual = torch.autograd.grad([actual_out, actual_hn], leaves, [case.grad_out, case.grad_hn])
-    tolerance = case.tolerance()
-    check("output", actual_out, out, tolerance)
-    check("h_n", actual_hn, h_n, tolerance)
-    for name, a, e in zip(NAMES, actual, grads, strict=False):
-        check(f"gradient of {name}", a, e, tolerance)
 
 
 @each_shape
@@ -68,12 +55,6 @@ def test_step(shape, dtype, nonlinearity, backend):
     check("output", actual, out[0], case.tolerance())
     for name, a, e in zip(NAMES, torch.autograd.grad(actual, leaves, case.grad_out[0]), grads, strict=True):
         check(f"gradient of {name}", a, e, case.tolerance())
-
-
-def make_without_hn(case):
-    case = case.to(case.grad_out.dtype)
-    case.grad_hn = torch.zeros_like(case.grad_hn)
-    return case
 
 
 @pytest.mark.parametrize("used", ["output", "h_n"])

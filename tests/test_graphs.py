@@ -170,6 +170,7 @@ def test_exported_program_can_be_trained():
     torch.testing.assert_close(actual, torch.autograd.grad(rnn(x)[0].sum(), list(rnn.parameters())))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_ahead_of_time_compiled_saved_and_reloaded(tmp_path):
     rnn = rnnfast.RNN(3, 5).eval()

@@ -26,6 +26,7 @@ def needs(family):
         pytest.skip(reason)
 
 
+@pytest.mark.slow
 def test_lists_every_kernel_when_given_none():
     done = subprocess.run([sys.executable, "-m", "rnnfast.inspect"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -53,6 +54,7 @@ def test_triton_kernel(capsys):
         assert text in out, out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "text"), [("ttir", "tt.dot"), ("ttgir", "ttg."), ("ptx", ".entry"), ("sass", "HMMA")]
 )

@@ -46,12 +46,14 @@ def test_package_works_without_its_native_extension():
     assert "cpu      not available: the native extension is not built" in result.stdout
 
 
+@pytest.mark.slow
 def test_backend_that_is_missing_raises_with_the_reason():
     result = run(WITHOUT_EXTENSION + "import rnnfast; rnnfast.RNN(4, 8, backend='cpu')")
     message = "RuntimeError: backend 'cpu' is not available: the native extension is not built"
     assert message in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eager", "aten"])
 def test_environment_variable_stands_for_auto(name):
     code = """
@@ -64,11 +66,13 @@ for backend in ("auto", "eager"):
     assert result.stdout.split() == [name, "eager"], result.stderr
 
 
+@pytest.mark.slow
 def test_environment_variable_with_an_unknown_name():
     result = run("import rnnfast; rnnfast.RNN(4, 8)", RNNFAST_BACKEND="fast")
     assert "ValueError: Unknown backend 'fast'" in result.stderr
 
 
+@pytest.mark.slow
 def test_importing_loads_no_compiler():
     code = "import sys, torch; before = set(sys.modules); import rnnfast; print(*(set(sys.modules) - before))"
     result = run(code)

@@ -32,6 +32,7 @@ def compare(session, module, *args, **tolerance):
     torch.testing.assert_close([torch.from_numpy(a) for a in actual], expected, **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stack",
     [
@@ -52,6 +53,7 @@ def test_rnn(stack, tmp_path):
         compare(session, rnn, torch.randn(steps, batch, 3))
 
 
+@pytest.mark.slow
 def test_initial_state_and_unbatched_input(tmp_path):
     torch.manual_seed(0)
     rnn = rnnfast.RNN(3, 5)

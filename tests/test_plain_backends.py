@@ -7,11 +7,10 @@ import pytest
 import torch
 
 import rnnfast
-from rnnfast import dispatch, plain
+from rnnfast import dispatch, plain, testing
 from rnnfast.backends.eager import EagerBackend
 from rnnfast.backends.recurrence import RecurrenceBackend
 from rnnfast.functional import rnn_sequence, rnn_step
-from rnnfast import testing
 from tests import plain_calls
 from tests.plain_calls import (
     CHANGES,
@@ -56,7 +55,8 @@ class OnCpu(RecurrenceBackend):
             return cell(x, h, weight_ih, weight_hh, bias_ih, bias_hh)
 
     def step_backward(self, grad, x, h, weight_ih, weight_hh, out, nonlinearity, needs):
-        self.called("step backward", grad, x, h, weight_ih, weight_hh, out)
+        read = ((x, needs.weight_ih), (h, needs.weight_hh), (weight_ih, needs.x), (weight_hh, needs.h0))
+        self.called("step backward", grad, out, *(tensor for tensor, is_read in read if is_read))
         return EagerBackend().step_backward(grad, x, h, weight_ih, weight_hh, out, nonlinearity, needs)
 
     def recurrence_forward(self, pre, h0, weight_hh, nonlinearity, walk):

@@ -10,10 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 import rnnfast
-from rnnfast import context, dispatch, plain
+from rnnfast import context, dispatch, plain, testing
 from rnnfast.backends.cpu import CpuBackend
 from rnnfast.functional import rnn_sequence, rnn_step
-from rnnfast import testing
 from tests import plain_calls
 from tests.plain_calls import (
     CHANGES,
@@ -427,6 +426,7 @@ torch.Tensor.__dlpack_c_exchange_api__ = new(ctypes.addressof(table), name, None
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", MISSING)
 def test_without_the_table_of_functions_everything_goes_the_general_way(why):
     code = f"""

@@ -126,6 +126,8 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.sample(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_swapped_in(name):
     program = SWAP + textwrap.dedent(PROGRAMS[name])

@@ -58,6 +58,7 @@ def check(name, options):
     return report, numbers
 
 
+@pytest.mark.sample(6)
 @each_row
 @pytest.mark.parametrize("arch", sorted({80, 90, NEWEST}))
 @pytest.mark.parametrize("name", RESIDENT)
@@ -69,6 +70,7 @@ def test_every_row_fits(name, row, arch):
         assert table.RESIDENT[row].shared <= SHARED[arch], "the table claims what the device lacks"
 
 
+@pytest.mark.sample(4)
 @each_row
 @pytest.mark.parametrize("change", [{"packed": True}, {"nonlinearity": "relu"}], ids=["packed", "relu"])
 @pytest.mark.parametrize("name", RESIDENT)
@@ -87,6 +89,7 @@ def test_sizes_between_the_rows(hidden, dtype):
         check(name, Options(90, dtype, hidden, packed=True))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "row", [row for row, made in table.RESIDENT.items() if made.keep and row[2] > 16], ids=str
 )
@@ -100,6 +103,7 @@ def test_the_weights_stay_in_registers(name, row, monkeypatch):
     assert kept.loop["shared load"] < left.loop["shared load"], f"{kept}\n{left}"
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("arch", sorted({80, 90, NEWEST}))
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32", "exact"])
 @pytest.mark.parametrize("name", OTHERS)

@@ -1,1 +1,1 @@
-"""A character-level language model to train and compare recurrent layers with; driven by bench/charlm.py."""
+"""A character-level language model to train and compare recurrent layers with: `python -m bench charlm`."""

@@ -1,4 +1,4 @@
-"""The command line of bench/charlm.py."""
+"""The command line of `python -m bench charlm`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import command
 from bench.lm import batches, models
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -33,9 +34,7 @@ def positive(kind: type) -> Any:
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="charlm", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("charlm", description)
     count, real = positive(int), positive(float)
     preset = parser.add_mutually_exclusive_group()
     preset.add_argument("--quick", action="store_true", help="a small model for a few seconds")

@@ -16,8 +16,8 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from bench.inputs import Inputs
-from bench.shapes import Case
+from bench.cases.case import Case
+from bench.cases.inputs import Inputs
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any, Optional
 
 import torch
 
-from bench.inputs import Inputs
+from bench.cases.case import Case
+from bench.cases.inputs import Inputs
 from bench.peers.base import Peer, Prepared
 from bench.peers.modules import prepare_modules
-from bench.shapes import Case
 
 
 class FlagGemsRNN(Peer):

@@ -5,8 +5,9 @@ seconds are reported, not timed) and warm; arrays live on the device; every call
 gradient is one compiled function, forward and vjp together, as a training step would have it. No buffer is
 donated: inputs and parameters are those of the next call too, and XLA already reuses the carry. `UNROLL`
 was chosen by timing 1, 2, 4 and 8. The size of XLA's thread pool is fixed when the process starts:
-bench.run sets NPROC before it starts the worker. On a GPU calls are queued as torch's are, the results of a
-batch of calls waited for at its end, and float32 products are float32's, not TF32's.
+`bench.suites.run` sets NPROC before it starts the worker. On a GPU calls are queued as torch's are, the
+results of a batch of calls waited for at its end, and float32 products are float32's unless the case allows
+TF32.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from bench.inputs import Inputs
+from bench.cases.case import Case
+from bench.cases.inputs import Inputs
 from bench.peers.base import Peer, Prepared
-from bench.shapes import Case
 
 UNROLL = 1
 
@@ -79,7 +80,8 @@ class JaxScan(Peer):
         arguments = [parameters, _to_jax(inputs.x), _to_jax(inputs.h0)]
         arguments += [_to_jax(inputs.grad_output)] if case.training else []
         start = time.perf_counter()
-        with jax.default_matmul_precision("highest" if case.dtype == "float32" else "default"):
+        exact = "tensorfloat32" if case.tf32 else "highest"
+        with jax.default_matmul_precision(exact if case.dtype == "float32" else "default"):
             compiled = jax.jit(train if case.training else forward).lower(*arguments).compile()
         seconds = time.perf_counter() - start
         wait = jax.block_until_ready

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import torch
 
-from bench.inputs import Inputs
-from bench.shapes import Case
+from bench.cases.case import Case
+from bench.cases.inputs import Inputs
 
 
 def build(case: Case, inputs: Inputs) -> bytes:

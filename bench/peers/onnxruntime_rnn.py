@@ -14,10 +14,10 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from bench.inputs import Inputs
+from bench.cases.case import Case
+from bench.cases.inputs import Inputs
 from bench.peers import onnx_model
 from bench.peers.base import Peer, Prepared
-from bench.shapes import Case
 
 
 class OnnxRuntimeRNN(Peer):

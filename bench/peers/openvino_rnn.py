@@ -18,10 +18,10 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from bench.inputs import Inputs
+from bench.cases.case import Case
+from bench.cases.inputs import Inputs
 from bench.peers import onnx_model
 from bench.peers.base import Peer, Prepared
-from bench.shapes import Case
 
 PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 

@@ -10,10 +10,10 @@ from functools import partial
 from typing import Optional
 
 import rnnfast
-from bench.inputs import Inputs
+from bench.cases.case import Case
+from bench.cases.inputs import Inputs
 from bench.peers.base import Peer, Prepared
 from bench.peers.modules import prepare_modules
-from bench.shapes import Case
 from rnnfast import dispatch
 from rnnfast.backends.base import Problem
 

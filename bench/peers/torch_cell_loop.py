@@ -11,9 +11,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from bench.inputs import Inputs
+from bench.cases.case import Case
+from bench.cases.inputs import Inputs
 from bench.peers.base import Peer, Prepared, by_autograd, only_plain
-from bench.shapes import Case
 
 
 class TorchCellLoop(Peer):

@@ -1,5 +1,5 @@
-"""torch.nn.RNN and torch.nn.RNNCell, eager: ATen's operators on the CPU, cuDNN on CUDA (in float32 without
-TF32: `bench.worker` switches it off for everybody).
+"""torch.nn.RNN and torch.nn.RNNCell, eager: ATen's operators on the CPU, cuDNN on CUDA (in float32 with
+TF32 or without, as the case has it: `bench.suites.cell` sets it for everybody).
 
 Fair: called as everybody calls it, time-major (its native order), weights in the module, oneDNN and MKL as
 the build of torch has them, no dropout. Inference runs under no_grad.
@@ -11,10 +11,10 @@ from typing import Optional
 
 import torch
 
-from bench.inputs import Inputs
+from bench.cases.case import Case
+from bench.cases.inputs import Inputs
 from bench.peers.base import Peer, Prepared
 from bench.peers.modules import prepare_modules
-from bench.shapes import Case
 
 
 class TorchRNN(Peer):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from bench.inputs import Inputs
+from bench.cases.case import Case
+from bench.cases.inputs import Inputs
 from bench.peers.base import Peer, Prepared, by_autograd
-from bench.shapes import Case
 
 
 class XmaRNN(Peer):

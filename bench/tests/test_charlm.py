@@ -1,4 +1,4 @@
-"""bench/charlm.py from end to end: what it prints and writes, its exit status, two processes against one."""
+"""`python -m bench charlm` from end to end: output, files, exit status, two processes against one."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from bench import charlm
+from bench.lm import charlm
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["--hidden=12", "--batch-size=4", "--num-steps=6", "--max-tokens=2000", "--steps=25"]
@@ -30,13 +30,14 @@ def start(*command, **environment):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run as a script: its process, its JSON, its folder."""
+    """A run from the command line: its process, its JSON, its folder."""
     folder = tmp_path_factory.mktemp("charlm")
-    process = start("bench/charlm.py", *TINY, "--out", str(folder), "--json", str(folder / "run.json"))
+    process = start("-m", "bench", "charlm", *TINY, "--out", str(folder), "--json", str(folder / "run.json"))
     assert process.returncode == 0, process.stderr
     return process, json.loads((folder / "run.json").read_text()), folder
 
 
+@pytest.mark.slow
 def test_run_reports_every_model(finished):
     process, result, _ = finished
     models = {row["model"]: row for row in result["models"]}
@@ -56,6 +57,7 @@ def test_run_reports_every_model(finished):
     assert "training 100%" in process.stderr
 
 
+@pytest.mark.slow
 def test_loss_curves_agree(finished):
     process, result, _ = finished
     assert result["agreement"]["agrees"] and result["agreement"]["steps"] == result["steps"] == 25
@@ -64,6 +66,7 @@ def test_loss_curves_agree(finished):
     assert losses[-5:].mean() < losses[:5].mean()
 
 
+@pytest.mark.slow
 def test_samples_and_picture(finished):
     pytest.importorskip("matplotlib")
     process, result, folder = finished
@@ -73,19 +76,21 @@ def test_samples_and_picture(finished):
     assert (folder / "charlm.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_json_names_no_folder(finished):
     _, result, folder = finished
     assert str(folder) not in json.dumps(result)
     assert result["settings"]["text"] == "pydoc_data.topics"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="torch has no gloo"
 )
 def test_two_processes_learn_what_one_does(finished, tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     target = tmp_path / "run.json"
-    process = start(*launch, "bench/charlm.py", *TINY, "--out", str(tmp_path), "--json", str(target))
+    process = start(*launch, "-m", "bench", "charlm", *TINY, "--out", str(tmp_path), "--json", str(target))
     assert process.returncode == 0, process.stderr
     shared, alone = json.loads(target.read_text()), finished[1]
     assert shared["environment"]["processes"] == 2
@@ -143,6 +148,7 @@ def test_a_folder_that_cannot_be_made_is_found_before_training(tmp_path, capsys)
     assert "cannot write to" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_curves_that_do_not_agree_fail_the_run(tmp_path, capsys, monkeypatch):
     class Wrong(charlm.rnnfast.RNN):
         def forward(self, input, hx=None):
@@ -155,12 +161,14 @@ def test_curves_that_do_not_agree_fail_the_run(tmp_path, capsys, monkeypatch):
     assert "BEYOND" in captured.out and "do not agree" in captured.err
 
 
+@pytest.mark.slow
 def test_training_that_diverges_fails_the_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *_: None)
     assert run(tmp_path, "--lr", "1e300") == 1
     assert "training perplexity is no longer finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_torch_and_without_matplotlib(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run(tmp_path, "--no-torch", "--partition", "random", "--input", "one-hot") == 0

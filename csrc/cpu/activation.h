@@ -14,11 +14,12 @@ namespace rnnfast {
 namespace RNNFAST_ISA {
 
 template <class V>
-INLINE V at_most(V x, V bound) {  // NaN stays NaN: the comparison is false
+INLINE V at_most(V x, V bound) {  // a NaN compares false and so stays NaN
   return x > bound ? bound : x;
 }
 #if defined(__AVX512F__)
-INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {  // one instruction: the second operand, if either is NaN
+// The instruction returns its second operand if either is NaN.
+INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
   return (Vec<float>)_mm512_maskz_min_ps(0xffff, (__m512)bound, (__m512)x);
 }
 #elif defined(__AVX2__)
@@ -27,12 +28,13 @@ INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
 }
 #endif
 
-// a / b, of magnitude 1 at most; b > 0. NaN if both are NaN; that of one may be lost.
+// a / b for b > 0, limited to magnitude 1. The result is NaN if both are NaN, and may be a number if only one is.
 INLINE Vec<float> ratio_to_1(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
   a = (Vec<float>)_mm512_maskz_range_ps(0xffff, (__m512)a, (__m512)b, 2);  // the smaller magnitude, with a's sign
-  // 14 bits and one Newton step on the quotient (28 bits): 4 instructions where a zmm division blocks its port for 16
-  // cycles. For a = b that is 1 - 2^-28, which rounds to 1, so nothing is ever larger. With these signs -0 stays -0.
+  // The reciprocal has 14 bits and one Newton step on the quotient makes it 28. These are 4 instructions; a zmm
+  // division occupies its port for 16 cycles. For a = b the quotient is 1 - 2^-28, which rounds to 1, so no result
+  // exceeds 1. The order of the signs keeps -0 as it is.
   const Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)b);
   const Vec<float> h = a * r, excess = h * b - a;
   return h - excess * r;
@@ -42,7 +44,7 @@ INLINE Vec<float> ratio_to_1(Vec<float> a, Vec<float> b) {
 }
 
 INLINE Vec<float> tanh(Vec<float> x) {
-  const Vec<float> u = at_most(x * x, broadcast(81.3604f));  // beyond, x P grows past Q and the ratio is 1
+  const Vec<float> u = at_most(x * x, broadcast(81.3604f));  // beyond it x P exceeds Q and the ratio is 1
   Vec<float> p = u * 1.715926486e-2f + 2.651820785e1f;
   p = p * u + 4.501444869e3f;
   p = p * u + 1.723737365e5f;
@@ -57,14 +59,14 @@ INLINE Vec<float> tanh(Vec<float> x) {
 INLINE Vec<double> tanh(Vec<double> x) {
   const Bits<double> sign_bit = Bits<double>{} + INT64_MIN;
   const Bits<double> sign = bit_cast<Bits<double>>(x) & sign_bit;
-  // 2 tanh(20) rounds to 2, so nothing beyond 20 need be told apart.
+  // tanh(20) rounds to 1, so that |x| may be limited to 20.
   const Vec<double> y = 2.0 * at_most(bit_cast<Vec<double>>(bit_cast<Bits<double>>(x) & ~sign_bit), broadcast(20.0));
   // expm1(y) = 2^k (1 + expm1(r)) - 1 with y = k ln2 + r, |r| <= ln2 / 2
   const double to_integer = 0x1.8p52;  // adding it leaves round(v) in the low mantissa bits
   const Vec<double> shifted = y * 1.4426950408889634 + to_integer;
   const Vec<double> k = shifted - to_integer;
   const Vec<double> r = (y - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10;
-  Vec<double> p = broadcast(1.0 / 87178291200.0);  // Taylor to r^14: the rest is below 2^-58
+  Vec<double> p = broadcast(1.0 / 87178291200.0);  // Taylor series to r^14; the remainder is below 2^-58
   p = p * r + 1.0 / 6227020800.0;
   p = p * r + 1.0 / 479001600.0;
   p = p * r + 1.0 / 39916800.0;

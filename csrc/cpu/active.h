@@ -1,4 +1,4 @@
-// What bindings.cpp has chosen.
+// The instruction set in use and the size of the team of threads, both of which bindings.cpp chooses.
 #pragma once
 
 #include "../recurrence.h"
@@ -7,7 +7,7 @@ namespace rnnfast {
 
 const Kernels& active_kernels();
 
-// How many threads a kernel may use, of those that it was asked to.
+// How many of the requested threads a kernel may use: one in a forked child, else all.
 int team(int threads);
 
 }  // namespace rnnfast

@@ -1,7 +1,7 @@
-// The Python module rnnfast._cpu: chooses an instruction set and passes pointers through.
+// The Python module rnnfast._cpu: chooses an instruction set and passes pointers on to its kernels.
 //
-// Tensors arrive as addresses (tensor.data_ptr(), 0 for a null pointer) and sizes; rnnfast/backends/cpu.py is the
-// only caller and guarantees shapes, dtypes and contiguity. The GIL is released while a kernel runs. Plain calls come
+// Tensors arrive as addresses (tensor.data_ptr(), 0 for a null pointer) and sizes. rnnfast/backends/cpu.py is the only
+// caller and guarantees shapes, dtypes and contiguity. The GIL is released while a kernel runs. Plain calls come
 // through plain.cpp instead.
 #include <pybind11/pybind11.h>
 

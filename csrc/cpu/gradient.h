@@ -1,13 +1,18 @@
-// The gradients of a layer's parameters from that of its pre-activations, dpre [R, H]: of the two weights, dpre^T x and
-// dpre^T h_prev, and of the biases, the sum of dpre. All are sums over the rows of a sequence, added up block by block.
+// The gradients of a layer's parameters from that of its pre-activations, dpre [R, H]: dW_ih = dpre^T x and dW_hh =
+// dpre^T h_prev for the weights, the sum of dpre over its rows for the biases. All are sums over the rows of a
+// sequence, added up block by block.
 //
-// They are one product, dpre^T [x, h_prev, 1], and taken as one: dpre is fetched and packed once. The rows of a block
-// are cut into slabs, a number that depends on the sizes alone, and each slab has a sum of its own, in chunks of at
-// most kChunk rows; the sums of the slabs are added in their order at the end. Threads share the slabs, or, where the
-// gradient is too large to have one for every slab, the gradient. A thread packs what it needs itself, also what its
-// neighbour packs too: there is nothing to wait for, so that a thread that is held up holds up nobody. On two threads
-// of Zen 4 that, and asking ahead, took B = 64, H = 200 from 42 to 72% of the FMA peak and B = 256, H = 32 from 27
-// to 54.
+// They are computed as one product, dpre^T [x, h_prev, 1], so that dpre is fetched and packed once. The rows of a block
+// are cut into slabs, whose number depends on the sizes alone. Each slab has a sum of its own, in chunks of at most
+// kChunk rows; the sums of the slabs are added in their order at the end. Threads share the slabs or, where the
+// gradient is too large to have one copy for every slab, the elements of the gradient. Each thread packs all that it
+// needs, even what its neighbour packs as well, so that no thread waits for another. On two threads of Zen 4 this and
+// prefetching took B = 64, H = 200 from 42 to 72% of the FMA peak and B = 256, H = 32 from 27 to 54.
+//
+// Measured on two threads of Zen 4, FMA peak 231 to 234 GF/s: 88 and 86% of the peak at H = 512 and 1024, 73% at B =
+// 32, H = 256, 62 to 64% in smaller layers. A likely cause of the rest: half of what one core writes in the recurrence
+// is read by the other one here. Sharing rows here as the recurrence shares the batch would avoid that; it was not
+// tried.
 #pragma once
 
 #include "../recurrence.h"
@@ -16,16 +21,16 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-// Rows of a gradient that the nearest cache holds side by side even where they are a multiple of a page apart. On Zen
-// 3, not packing them takes 0.5 of the time for one row at H = 512 and 0.6 for 8 at H = 256; 16 at H = 1024 would
-// take 3.5. 16-bit values are widened again for every row of the gradient: 1.2 times as long with 4 rows.
+// Rows that the nearest cache holds side by side even where they are a multiple of a page apart. On Zen 3, not packing
+// them takes 0.5 of the time for one row at H = 512 and 0.6 for 8 at H = 256; 16 at H = 1024 would take 3.5. 16-bit
+// values are widened again for every row of the gradient, which takes 1.2 times as long with 4 rows.
 template <class S>
 constexpr int64_t kFewestRows = kNarrow<S> ? 2 : 8;
-constexpr int64_t kSlabElements = 80 * 1024;  // of a gradient of which a core's own cache holds one beside the blocks
+constexpr int64_t kSlabElements = 80 * 1024;  // a core's own cache holds a sum of this size beside the blocks
 constexpr int64_t kMostSlabs = 4;
-constexpr int64_t kSlabChunks = 6;  // a slab has at least half as many, or adding up the slabs takes too long
+constexpr int64_t kSlabChunks = 6;  // a slab has at least half as many chunks, so that adding up slabs costs little
 
-// The gradient over few rows is mostly writing: nothing is packed, each vector of it is summed and stored.
+// A gradient over few rows costs little more than its stores: without packing, each vector is summed and stored.
 template <class S>
 void few_rows_gradient(const S* a, int64_t R, int64_t M, const Rows<S>& b_row, S* c, int threads) {
   using C = Compute<S>;
@@ -59,7 +64,7 @@ void few_rows_gradient(const S* a, int64_t R, int64_t M, const Rows<S>& b_row, S
   });
 }
 
-// A team cut so that what its members pack is least.
+// The cut of a team into rows x cols for which its members pack least.
 inline Grid square_grid(int team, int64_t M, int64_t N) {
   Grid best{team, 1};
   for (int cols = 1; cols <= team; ++cols)
@@ -67,14 +72,14 @@ inline Grid square_grid(int team, int64_t M, int64_t N) {
   return best;
 }
 
-// dw_ih, dw_hh and db, or those that are wanted.
+// Computes dw_ih, dw_hh and db, or those of them that are wanted.
 template <class S>
 class Gradients {
   using C = Compute<S>;
 
  public:
-  // The results, or null where nobody wants them: dw_ih [H, I], dw_hh [H, H], db [H]. `rows`: of all blocks; `first`:
-  // of the first one, the largest but for a step.
+  // The results are dw_ih [H, I], dw_hh [H, H] and db [H], each null if it is not wanted. `rows` counts those of all
+  // blocks, `first` those of the first block, which is the largest except for a block that ends within a step.
   Gradients(S* dw_ih, S* dw_hh, S* db, int64_t I, int64_t H, int64_t rows, int64_t first)
       : db_(db),
         H_(H),
@@ -88,7 +93,7 @@ class Gradients {
 
   explicit operator bool() const { return weights_[0].sums && weights_[1].sums && bias_; }
 
-  // Adds `rows` rows of dpre [rows, H], x and h_prev; not zero if there is no memory for scratch.
+  // Adds `rows` rows of dpre [rows, H], x and h_prev. Returns nonzero if there is no memory for scratch.
   int add(const S* dpre, const Rows<S>& x, const Rows<S>& h_prev, int64_t rows, int threads) {
     const Rows<S>* const b[2] = {&x, &h_prev};
     if (few_)

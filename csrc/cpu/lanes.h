@@ -1,5 +1,5 @@
-// Moving values between the lanes of several vectors: a square transpose and a transposing sum, both by halves. At each
-// stage, lane and vector numbers trade one bit.
+// Moves values between the lanes of several vectors: a square transpose and a transposing sum. Both work by halves:
+// each stage exchanges one bit of the lane number with one bit of the vector number.
 #pragma once
 
 #include <utility>
@@ -9,8 +9,8 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-// Of the lanes of a (0 .. L-1) and b (L .. 2L-1): with Upper those whose lane number has the bit Half set, else the
-// others; a's in the lower places of each pair of halves, b's in the upper ones.
+// Selects from the lanes of a (numbered 0 .. L-1) and b (L .. 2L-1): with Upper those whose lane number has the bit
+// Half set, else the others. Lanes of a go to the lower places of each pair of halves, lanes of b to the upper ones.
 template <bool Upper, int Half, class C, int... Lane>
 INLINE Vec<C> interleave(Vec<C> a, Vec<C> b, std::integer_sequence<int, Lane...>) {
   constexpr int L = kLanes<C>;
@@ -40,8 +40,8 @@ INLINE void transpose(Vec<C> (&block)[kLanes<C>]) {
   }
 }
 
-// Lane i of the result is the sum of all lanes of block[i], each by the same fixed tree. 3 instructions a sum, where
-// adding up one vector at a time takes some 20.
+// Lane i of the result is the sum of all lanes of block[i], each by the same fixed tree. A sum takes 3 instructions
+// this way; adding up one vector at a time takes about 20.
 template <class C, int Half = kLanes<C> / 2>
 INLINE Vec<C> sum_each(Vec<C> (&block)[kLanes<C>]) {
   constexpr int L = kLanes<C>;

@@ -20,7 +20,7 @@ struct Columns {
   int64_t vectors() const { return (count + kLanes<C> - 1) / kLanes<C>; }
   int64_t padded() const { return vectors() * kLanes<C>; }
 
-  // Few rows want wide panels: the accumulators they leave free hide the latency of the chain.
+  // Few rows get wide panels: the accumulators that they leave free hide the latency of the chain.
   static Columns for_rows(int64_t count, int64_t rows) {
     int width = kMaxVectors;
     while (width > 2 && max_rows(width) < rows) width /= 2;
@@ -70,7 +70,7 @@ void pack_transposed(const S* w, int64_t K, int64_t N, int64_t column, int vecto
 template <class S, class Row, class U = Unit<S>>
 void pack_rows(const Row& row, int64_t K, int64_t N, int64_t column, int vectors, U* panel) {
   constexpr int L = kLanes<U>, P = kPerUnit<S>;
-  constexpr int64_t kAhead = 16;  // rows; they may be a page apart, where the hardware does not look ahead
+  constexpr int64_t kAhead = 16;  // rows; the hardware does not prefetch across pages
   const int64_t width = int64_t(vectors) * L;
   const int64_t filled = N - column < width ? N - column : width, whole = filled / L * L;
   for (int64_t k = 0; k < K; k += P, panel += width) {
@@ -94,7 +94,7 @@ INLINE void copy_lanes(const S* from, int64_t count, Compute<S>* to) {
   }
 }
 
-// Calls f(row, column, lanes, value) for each vector of a finished tile.
+// Calls f(row, column, lanes, value) for each vector of a finished tile, product [height, vectors].
 template <class C, class F>
 INLINE void each_vector(const C* product, int64_t row, int height, int64_t column, int vectors, int64_t columns,
                         const F& f) {
@@ -111,7 +111,7 @@ INLINE void each_vector(const C* product, int64_t row, int height, int64_t colum
   }
 }
 
-// Rows cut into tiles of nearly equal height. One tile, the case of a small batch, costs no division.
+// Rows cut into tiles of nearly equal height. A single tile, the case of a small batch, takes no division.
 struct Tiles {
   Range rows;
   int64_t count, height, taller;  // the first `taller` tiles have one more row
@@ -133,9 +133,9 @@ struct Operand {
   int64_t ld;
 };
 
-// Multiplies tiles of A by one panel. `operand(tile, k)` finds A; soon(tile, wanted) lists what
-// will be wanted when a tile is done, and f(row, column, lanes, value) is called for each vector of the product; lanes
-// is short of a full vector only at the ragged end. K = 0 gives zeros.
+// Multiplies tiles of A [tiles.rows, K] by one panel [K, vectors]. `operand(tile, k)` finds A; `soon(tile, wanted)`
+// lists the memory that is needed when a tile is done; `f(row, column, lanes, value)` is called for each vector of the
+// product. `lanes` is less than a full vector only at the ragged end. K = 0 gives zeros.
 //
 // A few tiles go through k together, chunk by chunk, so that a chunk of the panel comes from the second cache level
 // once for all of them.

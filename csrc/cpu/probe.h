@@ -1,4 +1,4 @@
-// What the machine could do: the ceilings that benchmarks compare with.
+// Measures what the machine can do: the ceilings that benchmarks compare with.
 #pragma once
 
 #include <time.h>
@@ -18,7 +18,7 @@ inline double now_seconds() {
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-// Runs `round` (which reports its own amount of work) on every thread for about `seconds`; returns work per second.
+// Runs `round`, which returns its amount of work, on every thread for about `seconds`. Returns work per second.
 template <class F>
 double rate(int threads, double seconds, const F& round) {
   Barrier start;
@@ -39,13 +39,14 @@ double rate(int threads, double seconds, const F& round) {
   return total;
 }
 
-// Independent multiply-adds on registers, as many as a tile has: of values in compute precision, or of pairs. flop/s.
+// The rate in flop/s of independent multiply-adds on registers, as many chains as a tile has. Their operands are values
+// in compute precision, or pairs.
 template <class S>
 double fma_peak(int threads, double seconds) {
   using C = Compute<S>;
   constexpr int64_t kRounds = 200000;
   return rate(threads, seconds, [&](int, int) {
-    Vec<C> acc[kAccumulators];  // all different, or the compiler would do only one of the chains
+    Vec<C> acc[kAccumulators];  // different values, or the compiler computes a single chain
     for (int i = 0; i < kAccumulators; ++i) acc[i] = broadcast(C(i));
     S halves[2];
     for (S& half : halves) narrow(C(0.5), &half);
@@ -57,7 +58,7 @@ double fma_peak(int threads, double seconds) {
         if constexpr (kPerUnit<S> > 1)
           multiply_add(acc[i], a, b);
         else
-          acc[i] = acc[i] * a + b;  // the other way round it would take the product out of the loop
+          acc[i] = acc[i] * a + b;  // acc + a * b would let it move the product out of the loop
     Vec<C> sum{};
     for (int i = 0; i < kAccumulators; ++i) sum += acc[i];
     asm volatile("" : : "m"(sum));
@@ -65,7 +66,7 @@ double fma_peak(int threads, double seconds) {
   });
 }
 
-// Reading a buffer of `bytes` in all, each thread its own share of it, over and over. bytes/s.
+// The rate in bytes/s at which the team reads a buffer of `bytes` again and again, each thread its own share.
 inline double read_bandwidth(int64_t bytes, int threads, double seconds) {
   constexpr int64_t kBlock = 8 * kLanes<float>;
   const int64_t floats = bytes / 4 / threads / kBlock * kBlock;

@@ -3,13 +3,22 @@
 //   forward    h_t    = act(pre_t + h_{t-1} W_hh^T)
 //   backward   dpre_t = (dout_t + dpre_{t+1} W_hh) act'(h_t)
 //
-// Both are the same walk: a product of the carried state with a packed weight, something added, something applied. The
-// carry is a [B, H] buffer in compute precision, double-buffered, so that narrow storage types, sequences that join
-// late (they find their h0 in it) and sequences that leave early (they find their h_n in it) need no code of their own.
+// Both are the same walk: at each step the carried state is multiplied by a packed weight, a term is added and a
+// function applied. The carry is a [B, H] buffer in compute precision, double-buffered. Narrow storage types need no
+// code of their own for that reason, nor do sequences that join late, whose rows of the carry hold their h0, or leave
+// early, whose rows keep their h_n.
 //
-// Work is shared over the batch, each thread walking all steps on its own rows with no synchronisation, or, when there
-// are too few rows for that or the weight is too large for one core's cache, over the columns, with one barrier a step:
-// a thread that passes it knows that all of the new carry is written and that nobody reads the old one any more.
+// Threads share the batch, each walking all steps on its own rows without synchronisation. If there are too few rows
+// for that, or the weight is too large for one core's cache, they share the columns, with one barrier a step: a thread
+// that passes it knows that all of the new carry is written and that nobody reads the old one any more.
+//
+// Measured on two threads of Zen 4 (FMA peak 231 to 234 GF/s), forward: 84 to 88% of the peak at B = 32 and 64 for H >=
+// 256, 83% at B = 8, H = 256 and 82% at B = 32, H = 128.
+// What limits it, by shape:
+//   H = 128           Besides its H multiply-adds a vector of the output takes the time of 42 others, for tanh, adding
+//                     pre and three stores. On Zen 1 relu reaches 88 to 89% from H = 256 on, tanh 81 to 86.
+//   B = 8             A thread has four rows and reads all of the weight for them from the second cache level.
+//   B = 1, H = 1024   The weight comes from the third cache level at every step: 60 to 68% of what it delivers.
 #pragma once
 
 #include "activation.h"
@@ -19,23 +28,23 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-constexpr int64_t kNearBytes = 256 * 1024;  // a weight up to this size is read from a core's own cache at full speed
-constexpr int64_t kOwnBytes = 1024 * 1024;  // ... and up to this one at least stays there: 1 MiB is the smallest in use
+constexpr int64_t kNearBytes = 256 * 1024;  // weights up to this size are read from a core's own cache at full speed
+constexpr int64_t kOwnBytes = 1024 * 1024;  // weights up to this size stay there: 1 MiB is the smallest in use
 constexpr int64_t kApartBytes = 8 * 1024;   // between the carries of two threads
-constexpr int64_t kManyRows = 64;           // for each thread, a step: then reading all of any weight costs little
-constexpr int64_t kFewSteps = 4;            // walks too short for packing the weight to pay
-// What threads that share a step lose by it, in multiply-adds: each for every one of them at the barrier, where they
-// arrive one after the other, and for every row of the carry, which the others have written. Two threads of Zen 1 that
-// are near each other take 0.76 (forward) and 0.82 (backward) of one's time at B = 1, H = 160, 0.71 and 0.77 at B = 2,
-// H = 128; while the machine has them far apart 0.98 and 0.94, 1.03 and 0.92. Where one is left alone it would be 0.73
-// and 0.80, or 1.06 and 0.97 (B = 1, H = 128), 0.83 and 0.87, or 1.22 and 1.07 (B = 3, H = 96).
+constexpr int64_t kManyRows = 64;           // of a thread in a step: from here on reading any weight costs little
+constexpr int64_t kFewSteps = 4;            // walks up to this length do not gain by packing the weight
+// What sharing a step costs, in multiply-adds: for every thread at the barrier, where they arrive one after the other,
+// and for every row of the carry, which the others have written. On two neighbouring cores of Zen 1, sharing takes 0.76
+// (forward) and 0.82 (backward) of one thread's time at B = 1, H = 160, 0.71 and 0.77 at B = 2, H = 128; on two distant
+// cores 0.98 and 0.94, 1.03 and 0.92. Layers that these constants leave to one thread would take 0.73 and 0.80, or 1.06
+// and 0.97 (B = 1, H = 128), 0.83 and 0.87, or 1.22 and 1.07 (B = 3, H = 96).
 constexpr int64_t kBarrierFmas = 4 * 1024;
 constexpr int64_t kRowFmas = 4 * 1024;
 
 // How many threads to use for a recurrence and what each owns. A thread with its own rows reads the whole weight at
-// every step, so it needs rows to spread that over: measured crossovers on two threads are 2 rows each at H = 256, 4 at
-// 512. At H = 1024 columns are better until there are so many rows that waiting for each other costs more: on two
-// threads of Zen 3, with neighbours on the machine, own rows reached 76 to 78% of the FMA peak at B = 256 and columns
+// every step, so it needs enough rows to spread that over: measured on two threads, 2 rows each at H = 256, 4 at 512.
+// At H = 1024 sharing the columns is faster until there are so many rows that waiting at the barrier costs more: on two
+// threads of Zen 3, with other load on the machine, own rows reached 76 to 78% of the FMA peak at B = 256 and columns
 // 71 to 74.
 template <class S>
 Grid plan_recurrence(const Walk& walk, int64_t rows, int threads) {
@@ -58,22 +67,23 @@ Grid plan_recurrence(const Walk& walk, int64_t rows, int threads) {
   return {row_teams > 1 ? int(row_teams) : 1, 1};
 }
 
-// What one thread owns: sequences, whose carry begins `carry` values late, and a range of vectors of columns.
+// What one thread owns: sequences, whose carry begins `carry` values into the buffer, and a range of vectors of
+// columns.
 struct Slice {
   Range batch, vectors;
   int64_t carry;
 };
 
-// A walk under way: the packed weight, the two carry buffers, and how far it has come. Shared by the team.
+// The state of a walk: the packed weight, the two carry buffers, and the position. Shared by the team.
 template <class S>
 struct State {
   using C = Compute<S>;
   const Grid grid;
   const Columns<C> columns;
-  const int64_t apart;  // how much further a thread's rows of the carry are than those of the one before
+  const int64_t apart;  // values between the carry rows of one thread and those of the next
   const int64_t K;      // of the weight, in units
   const int64_t ld;     // of the carry: an odd number of cache lines, so that rows do not compete for cache sets
-  // [K, K], or null: read the weight here, where whole vectors of it are needed, instead of packing.
+  // [H, H], or null. Where it is given, whole vectors of the weight are read here instead of being packed.
   const Unit<S>* in_place;
   const Scratch<Unit<S>> weight;
   const Scratch<Carried<S>> carry;
@@ -96,7 +106,7 @@ struct State {
 
   explicit operator bool() const { return weight && carry; }
 
-  // Past one step; false after the last.
+  // Moves past one step. Returns false after the last.
   bool advance() {
     const bool more = steps.next();
     backwards = !backwards;
@@ -114,7 +124,7 @@ struct State {
 
   bool is_packed(int64_t column, int vectors) const { return !in_place || column + vectors * kLanes<C> > K; }
 
-  // Calls f(panel, its row stride, first column, vectors) for each panel in a slice.
+  // Calls f(panel, row stride of the panel, first column, vectors) for each panel in a slice.
   template <class F>
   INLINE void each_panel(const Slice& slice, bool backwards, const F& f) const {
     const auto find = [&](int64_t column, int vectors) {
@@ -127,8 +137,8 @@ struct State {
   }
 };
 
-// What begins a walk: the weight is packed, the carry filled. `Op` supplies, for vectors of `lanes` columns of sequence
-// b:
+// Begins a walk: packs the weight and fills the carry. `Op` is the direction. It supplies, for `lanes` columns of
+// sequence b:
 //   pack(column, vectors, panel)                        packs a panel of the weight
 //   in_place()                                          the weight, if it can be read unpacked, or null
 //   start(b, column, lanes) -> vector                   what the carry holds before the first step of b
@@ -150,21 +160,22 @@ void begin_walk(const Walk& walk, const Op& op, const State<S>& state, const Sli
     }
 }
 
-// `count` steps, on a copy of the state; after the last of the walk one more finds that nobody has any left.
+// Takes `count` steps on a copy of the state. The step after the last one of the walk finds that no sequence is left,
+// and calls leave for those that were.
 //
-// Neighbours in the batch are neighbours in memory, and what the hardware fetches ahead of one thread is what another
-// one is about to write, at the price of a line going back and forth. So each thread's carry is in pages of its own,
-// lines are asked for in an order in which there is no stride to be followed, and for writing. On two cores of Zen 4
-// the recurrence went from 72 to 79% of the FMA peak at B = 20, H = 128 and from 84 to 86 at B = 8, H = 256, and while
-// the machine has the two far apart from 39 to 65 and from 63 to 73.
+// Threads keep out of each other's cache lines. Neighbours in the batch are neighbours in memory, so the hardware
+// prefetcher of one core fetches lines that another core is about to write, and such a line moves back and forth. Each
+// thread's carry is therefore in pages of its own, and lines are prefetched for writing, in an order without a stride.
+// On two cores of Zen 4 the recurrence went from 72 to 79% of the FMA peak at B = 20, H = 128 and from 84 to 86 at B =
+// 8, H = 256; with the two cores far apart from 39 to 65 and from 63 to 73.
 template <class S, class Op>
 void walk_slice(const Op& op, const State<S>& shared, int64_t count, const Slice& mine, Barrier& group,
                 int group_size) {
   Steps steps = shared.steps;
   using C = Compute<S>;
   Carried<S>*now = shared.now + mine.carry, *next = shared.next + mine.carry;
-  // Every other step goes through the panels from the last to the first: of a weight too large for a cache, what was
-  // read last is still there.
+  // Every other step goes through the panels from the last to the first: the panels read last are still in the cache,
+  // even of a weight that is too large for it.
   for (bool backwards = shared.backwards; count > 0; --count, backwards = !backwards) {
     const bool more = steps.next();
     const int64_t stay = more ? (steps.rows() < steps.previous() ? steps.rows() : steps.previous()) : 0;
@@ -197,7 +208,7 @@ void walk_slice(const Op& op, const State<S>& shared, int64_t count, const Slice
   }
 }
 
-// Takes the next `count` steps of a walk; the whole of it is T + 1.
+// Takes the next `count` steps of a walk; a whole walk is T + 1.
 template <class S, class Op>
 int run_walk(const Walk& walk, const Op& op, State<S>& state, int64_t count) {
   const Grid grid = state.grid;
@@ -208,7 +219,7 @@ int run_walk(const Walk& walk, const Op& op, State<S>& state, int64_t count) {
   run_grid(grid, [&](int id, Grid g) {
     const int64_t vectors = state.columns.vectors();
     const int width = state.columns.width;
-    const bool alone = g.size() < grid.size();  // then this thread does the others' work, too, one after the other
+    const bool alone = g.size() < grid.size();  // this thread then does the work of all members in turn
     for (int row = alone ? 0 : g.row(id); row < (alone ? grid.rows : g.row(id) + 1); ++row) {
       const Slice mine{share_batch(walk, row, grid.rows), share(vectors, width, g.col(id), g.cols), row * state.apart};
       if (!state.begun) {
@@ -233,7 +244,7 @@ struct ForwardOp {
   const int64_t H;
   const S* h0;    // [B, H]
   const S* w_hh;  // [H, H]
-  S* out;         // [R, H]  in: pre, out: h
+  S* out;         // [R, H]  holds pre on entry, h on return
   S* h_n;         // [B, H]
 
   void pack(int64_t column, int vectors, Unit<S>* panel) const { pack_transposed(w_hh, H, H, column, vectors, panel); }
@@ -263,14 +274,14 @@ struct BackwardOp {
   const int64_t H;
   const S* dout;  // [R, H], or null
   const S* dh_n;  // [B, H], or null
-  const S* w_hh;  // [H, H]
+  const S* w_hh;  // [H, H], or null: a single step whose dh0 is not wanted reads none
   const S* out;   // [R, H]
   S* dh0;         // [B, H], or null
-  S* dpre;        // [.., H], from row `first` on
+  S* dpre;        // [rows of the pass, H]; its first row is row `first` of the sequence
   int64_t first;
 
   void pack(int64_t column, int vectors, Unit<S>* panel) const {
-    pack_rows<S>([&](int64_t k) { return w_hh + k * H; }, H, H, column, vectors, panel);
+    if (w_hh) pack_rows<S>([&](int64_t k) { return w_hh + k * H; }, H, H, column, vectors, panel);
   }
   const Unit<S>* in_place() const {
     if constexpr (kNarrow<S>)

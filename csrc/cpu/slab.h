@@ -1,4 +1,4 @@
-// One slab of the gradients: what one thread adds up over a range of rows, while it is near.
+// One slab of the gradients: the sums of one thread over a range of rows, which stay in its cache meanwhile.
 #pragma once
 
 #include "ahead.h"
@@ -7,19 +7,19 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-// Bytes of sums from which on a tile asks for those that it will add to; fewer come from the second cache level, front
-// to back, by themselves. Asking always, H = 256 took 1.02 times as long; never, H = 1024 went from 83 to 78% of the
-// FMA peak (one thread of Zen 4).
+// Bytes of sums from which on a tile prefetches those that it will add to. Smaller sums come from the second cache
+// level in order, which needs no prefetching. With prefetching always on, H = 256 took 1.02 times as long; without it,
+// H = 1024 went from 83 to 78% of the FMA peak (one thread of Zen 4).
 constexpr int64_t kFarSums = 1024 * 1024;
 
-// The rows of a matrix [.., width], which need not follow one another: row r is row r of `base`, or, with an index, row
-// index[r] of it, or, if that is negative, row ~index[r] of `other`.
+// The rows of a matrix [R, width], which need not be adjacent. Without an index, row r is row r of `base`. With one, it
+// is row index[r] of `base` or, if that is negative, row ~index[r] of `other`.
 template <class S>
 struct Rows {
-  const S* base;
+  const S* base;  // [.., width]
   int64_t width;
-  const int64_t* index;
-  const S* other;
+  const int64_t* index;  // [R], or null
+  const S* other;        // [.., width], or null without an index
 
   INLINE const S* operator()(int64_t r) const {
     if (!index) return base + r * width;
@@ -27,9 +27,9 @@ struct Rows {
   }
 };
 
-// to[k, i] = from[k, i] in units, for `rows` rows of `height` columns of a matrix that ends at `end`. A tile is no
-// whole number of vectors high, so whole vectors are copied and what they bring too much is overwritten by the next
-// row; only the last rows, with none after them, are copied to the lane.
+// to[k, i] = from[k, i] in units, for `rows` rows of `height` columns of a matrix that ends at `end`. The height of a
+// tile is not a multiple of the vector length: whole vectors are copied and what exceeds the row is overwritten by the
+// next row. Only the last rows, which have none after them, are copied lane by lane.
 template <class S, class U = Unit<S>>
 void pack_tile(const S* from, const S* end, int64_t ld, int64_t rows, int height, U* to) {
   constexpr int L = kLanes<U>, P = kPerUnit<S>, span = (kMaxRows + L - 1) / L * L;
@@ -53,7 +53,21 @@ void pack_tile(const S* from, const S* end, int64_t ld, int64_t rows, int height
   }
 }
 
-// sum[m] += a[r, m] over `rows` rows, for the columns m < count of a. Compensated: `lost` is what rounding has taken.
+// What add_rows does for those of `lanes` columns of a whose compensated sum is NaN: a plain sum.
+template <class S, class C = Compute<S>>
+__attribute__((noinline)) void add_uncompensated(const S* a, int64_t rows, int64_t ld, int lanes, const C* sum,
+                                                 Vec<C>* total, Vec<C>* lost) {
+  for (int i = 0; i < lanes; ++i) {
+    if ((*total)[i] == (*total)[i]) continue;
+    C plain = sum[i];
+    for (int64_t r = 0; r < rows; ++r) plain += widen(a[r * ld + i]);
+    (*total)[i] = plain;
+    (*lost)[i] = 0;
+  }
+}
+
+// sum[m] += a[r, m] over `rows` rows, for the columns m < count of a. Kahan's summation: `lost` holds the rounding
+// errors. The error of an infinite sum is inf - inf, which makes the next sum NaN; a plain sum then takes its place.
 template <class S, class C = Compute<S>>
 void add_rows(const S* a, int64_t rows, int64_t ld, int64_t count, C* sum, C* lost) {
   constexpr int L = kLanes<C>, kTogether = 4;  // independent sums hide the latency of each
@@ -76,26 +90,29 @@ void add_rows(const S* a, int64_t rows, int64_t ld, int64_t count, C* sum, C* lo
         l[j] = (total - s[j]) - next;
         s[j] = total;
       }
+    Bits<C> nan{};
+    for (int j = 0; j < kTogether; ++j) nan |= s[j] != s[j];
     for (int j = 0; j < kTogether; ++j) {
       if (lanes[j] == 0) continue;
+      if (any(nan)) add_uncompensated(a + m + j * L, rows, ld, lanes[j], sum + m + j * L, &s[j], &l[j]);
       store_lanes(sum + m + j * L, s[j], lanes[j]);
       store_lanes(lost + m + j * L, l[j], lanes[j]);
     }
   }
 }
 
-// What one thread does of one weight's gradient: the vectors of columns in `width`.
+// One thread's part of one weight's gradient: the vectors of columns in `width`.
 template <class S>
 struct Strip {
   using C = Compute<S>;
   Rows<S> b;
   Columns<C> columns;
   Range width;
-  // What was added up so far, in panels [M, width] like those of a packed weight, or null for one chunk in all: a tile
-  // of it is one piece of memory. In rows 4 KiB apart, which compete for the same cache sets, H = 1024 reached 81
-  // instead of 87% of the FMA peak and H = 512 81 instead of 88 (two threads of Zen 4).
+  // The sums so far, in panels [M, width] like those of a packed weight, so that a tile of them is contiguous; null if
+  // there is only one chunk. With rows 4 KiB apart, which compete for the same cache sets, H = 1024 reached 81 instead
+  // of 87% of the FMA peak and H = 512 81 instead of 88 (two threads of Zen 4).
   C* total;
-  S* whole;         // [M, columns], or null: the result, if these rows are the last to be added
+  S* whole;         // [M, columns], the result, where these rows are the last to be added; else null
   Unit<S>* packed;  // room for kChunk units of the strip
 
   int64_t first() const { return width.begin * kLanes<C>; }
@@ -112,8 +129,8 @@ struct Strip {
 };
 
 // Packs rows [begin, begin + count) of a strip, at most kChunk units of them. Panels are taken four at a time, so that
-// a row, which has to be looked up, is found once for all of them: one at a time, the gradients took 1.01 to 1.02
-// times as long at H = 128 to 1024 (Zen 4).
+// each row, which has to be looked up, is looked up once for four panels. One panel at a time, the gradients took 1.01
+// to 1.02 times as long at H = 128 to 1024 (Zen 4).
 template <class S>
 void pack_strip(const Strip<S>& strip, int64_t begin, int64_t count) {
   constexpr int L = kLanes<Compute<S>>, P = kPerUnit<S>, kTogether = 4;
@@ -139,11 +156,11 @@ void pack_strip(const Strip<S>& strip, int64_t begin, int64_t count) {
   });
 }
 
-// Sums a[r, m] b(r)[n] over `rows`, added to `total` if `begun`, for the columns m of a [R, M] in `height` and two
-// strips. A chunk of a is packed tile by tile (read where it lies, its rows would be 4 KiB apart at H = 1024 and
-// compete for the same cache sets: 1.35 times slower) and one of b panel by panel; while they meet, the next chunk is
-// asked for, up to row `until`, where the next slab of the same thread ends. `beside`(a, rows) is called for each
-// chunk, while it is near.
+// Sums a[r, m] b(r)[n] over `rows`, for the columns m of a [R, M] in `height` and two strips, and adds it to `total` if
+// `begun`. A chunk of a is packed tile by tile and one of b panel by panel. (Read in place, the rows of a would be 4
+// KiB apart at H = 1024 and compete for the same cache sets, which is 1.35 times slower.) While the two are multiplied
+// the next chunk is prefetched, up to row `until`, where the thread's next slab ends. `beside(a, rows)` is called for
+// each chunk while it is in the cache.
 template <class S, class Beside>
 void sum_slab(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2], Range rows, Range height, int64_t until,
               bool begun, Unit<S>* a_tiles, const Beside& beside) {

@@ -1,9 +1,10 @@
 // One fused step: out = act([x, h] . [W_ih, W_hh]^T + b_ih + b_hh).
 //
-// Both products run into the same accumulators, first over x and W_ih, then over h and W_hh, so the concatenation is
-// never formed. Weights are read where they lie: torch's [H, K] layout is contiguous in k, so a vector holds
-// consecutive k and an output is a dot product, reduced at the end by a fixed tree. No packing, which a single step
-// could not pay for. Each output's chain depends on I and H alone: bitwise the same in any batch, on any threads.
+// Both products add to the same accumulators, first over x and W_ih, then over h and W_hh, so the concatenation is
+// never formed. Weights are read in place: torch's [H, K] layout is contiguous in k, so a vector holds consecutive k
+// and an output is a dot product, reduced at the end by a fixed tree. A single step would not regain the cost of
+// packing. Each output's chain of additions depends on I and H alone, so that its bits are the same in any batch and on
+// any number of threads.
 #pragma once
 
 #include "../recurrence.h"
@@ -15,15 +16,14 @@ namespace rnnfast {
 namespace RNNFAST_ISA {
 
 // Register tile, in sequences x hidden units. A step of one tile reads the rows of 4 sequences and 6 weights, 40 KiB at
-// K = 1024, which the nearest cache holds; with a lone sequence six chains nearly hide the latency and reading the
-// weights is the limit anyway. With 16 registers, 3 x 4 takes 0.76 to 0.82 of the time of 2 x 4 at B = 64 and H of 1024
-// and 256 (Zen 3), but 1.3 times as long at H = 64, where it pays for the 4 places of two vectors that its 12 results
-// leave empty.
+// K = 1024, which fit the nearest cache. With a single sequence six chains nearly hide the latency, and reading the
+// weights is the limit. With 16 registers, 3 x 4 takes 0.76 to 0.82 of the time of 2 x 4 at B = 64 and H of 1024 and
+// 256 (Zen 3), but 1.3 times as long at H = 64: its 12 results leave 4 lanes of two vectors empty.
 constexpr int kStepRows = kRegisters == 32 ? 4 : 3;
 constexpr int kStepUnits = kRegisters == 32 ? 6 : 4;
-constexpr int64_t kTallTiles = kRegisters == 32 ? 0 : 512;  // from this I + H on
+constexpr int64_t kTallTiles = kRegisters == 32 ? 0 : 512;  // kStepRows sequences at a time from this I + H on
 
-// acc[i][j] += a[i] . w[j] over K, a vector of k at a time.
+// acc[i][j] += a[i] . w[j] over K, a vector of consecutive k at a time.
 template <class S, int MR, int NR>
 INLINE void dot_tile(const S* a,                         // MR rows of [.., K]
                      const S* w,                         // NR rows of [.., K]
@@ -78,7 +78,7 @@ __attribute__((noinline)) void step_tile(const StepArgs& args, int64_t b, int64_
   for (int i = 0; i < MR; ++i) memcpy(static_cast<S*>(args.out) + (b + i) * H + n, out + i * NR, NR * sizeof(S));
 }
 
-// Sequences [b, b + MR) over at most kStepUnits hidden units.
+// Computes sequences [b, b + MR) for at most kStepUnits hidden units.
 template <class S, class Act, int MR>
 INLINE void step_rows(const StepArgs& args, int64_t b, Range units) {
   if (units.size() == kStepUnits) return step_tile<S, Act, MR, kStepUnits>(args, b, units.begin);

@@ -1,7 +1,8 @@
 // Threads: a team that runs one function, a barrier for it, and how it shares a matrix.
 //
 // OpenMP supplies the threads, because torch's pool is an OpenMP pool too and the two share it. Its barrier may put a
-// thread to sleep, which is longer than a step, so steps are separated by a spinning one.
+// thread to sleep for longer than a step takes, so steps are separated by a spinning one. Spinning has a price: with
+// more busy threads than cores, two threads can be slower than one.
 #pragma once
 
 #include <sched.h>
@@ -26,9 +27,9 @@ int omp_get_num_threads(void);
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-constexpr int64_t kTeamGrain = 256 * 1024;  // FMAs a thread must have per call for waking it to pay
+constexpr int64_t kTeamGrain = 256 * 1024;  // multiply-adds of a call that are worth waking a thread for
 
-// Threads for a job of so many FMAs.
+// The number of threads for `fmas` multiply-adds.
 inline int team_for(int64_t fmas, int threads) {
   const int64_t paying = fmas / kTeamGrain;
   return paying >= threads ? threads : paying > 1 ? int(paying) : 1;
@@ -75,7 +76,7 @@ struct alignas(64) Barrier {
 #if defined(__x86_64__)
       _mm_pause();
 #endif
-      if (spins > 128) sched_yield();  // some 5 us: somebody else may need this core for the late one to arrive
+      if (spins > 128) sched_yield();  // after about 5 us: the late thread may need this core
     }
   }
 };

@@ -1,7 +1,6 @@
-// A look at a Python tensor without torch's headers: DLPack's table of C functions, which torch hangs on its Tensor
-// type
-// (`torch.Tensor.__dlpack_c_exchange_api__`, torch 2.10 and newer). Pointer, shape, strides, dtype and device of a
-// tensor take about 15 ns; from Python each of them is a call of 60 to 110.
+// Reads a Python tensor without torch's headers, through DLPack's table of C functions, which torch keeps as an
+// attribute of its Tensor type (`torch.Tensor.__dlpack_c_exchange_api__`, torch 2.10 and newer). Pointer, shape,
+// strides, dtype and device of a tensor take about 15 ns; from Python each of them is a call of 60 to 110 ns.
 //
 // The declarations are the part of DLPack's ABI, major version 1, that is used here, in its order:
 // https://dmlc.github.io/dlpack/latest/c_api.html
@@ -50,7 +49,7 @@ struct View {
   int64_t shape[3];
 
   bool on_cpu() const { return device_type == dlpack::kCpu; }
-  // Whether one kernel can take both.
+  // Whether both have the dtype and device that one kernel takes.
   bool goes_with(const View& other) const {
     return dtype == other.dtype && device_type == other.device_type && device_id == other.device_id;
   }
@@ -62,10 +61,11 @@ struct View {
   }
 };
 
-// Tells tensors that are nothing but dense memory from all others.
+// Recognises tensors that are dense memory and nothing else, and reads them.
 class Viewer {
  public:
-  // Names the types whose instances may be plain, and the methods that are asked for what DLPack leaves out.
+  // Reads torch's table. `tensor_type` and `parameter_type` are the types whose instances may be plain. Returns false
+  // if torch has no table of this version, possibly with an exception set.
   bool open(PyObject* tensor_type, PyObject* parameter_type) {
     PyObject* capsule = PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__");
     void* table = capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : nullptr;
@@ -82,8 +82,8 @@ class Viewer {
 
   bool knows(PyObject* object) const { return Py_TYPE(object) == tensor_ || Py_TYPE(object) == parameter_; }
 
-  // False for anything else than a View can describe: other types, devices, dtypes and layouts, wrappers without
-  // memory, and the lazily negated. Leaves no exception.
+  // Fills `view` and returns true if a View can describe the tensor. It cannot describe other types, devices, dtypes
+  // and layouts, wrappers without memory, or lazily negated tensors. Leaves no exception.
   bool look(PyObject* object, View* view) const {
     if (!knows(object)) return false;
     dlpack::Tensor t;
@@ -114,8 +114,9 @@ class Viewer {
     view->device_id = t.device_id;
     view->ndim = t.ndim;
     view->data = static_cast<char*>(t.data) + t.byte_offset;
-    // The one thing that DLPack doesn't tell, for 80 ns. torch negates lazily where it takes the imaginary part of a
-    // conjugate, with strides of two or more, so a dense Parameter is not asked unless it is a single number.
+    // DLPack does not say whether a tensor is lazily negated; asking takes 80 ns. torch negates lazily where it takes
+    // the imaginary part of a conjugate, whose strides are two or more, so a dense Parameter is asked only if it is a
+    // single number.
     if (Py_TYPE(object) == parameter_ && dense != 1) return true;
     PyObject* negated = PyObject_CallOneArg(is_neg_, object);
     if (!negated) PyErr_Clear();

@@ -1,7 +1,7 @@
 // The walk over the rows of a batch of sequences, one step after the other, in either direction.
 //
-// At each step the batch is a prefix of [0, B). Walking towards shorter prefixes sequences leave, walking towards
-// longer ones they join; a dense batch is the case in which nobody does either.
+// At each step the batch is a prefix of [0, B). Sequences leave in a walk towards shorter prefixes and join in one
+// towards longer prefixes. In a dense batch no sequence does either.
 #pragma once
 
 #include "../recurrence.h"
@@ -35,7 +35,7 @@ class Steps {
   }
 
   int64_t rows() const { return rows_; }          // sequences at this step: [0, rows)
-  int64_t previous() const { return previous_; }  // ... and at the one before; 0 at first
+  int64_t previous() const { return previous_; }  // sequences at the step before, 0 at the first
   int64_t offset() const { return offset_; }      // row of sequence 0 at this step
 
  private:
@@ -53,7 +53,7 @@ inline int64_t total_rows(const Walk& walk) {
   return rows;
 }
 
-// Where each row's previous state is: a row of out, or ~b for row b of h0.
+// index[r] is the place of row r's previous state: a row of out, or ~b for row b of h0.
 inline void previous_rows(const Walk& walk, int64_t* index) {  // [R]
   Steps steps(walk, false);
   for (int64_t before = 0; steps.next(); before = steps.offset())

@@ -1,8 +1,8 @@
 // The Python module rnnfast._cuda: passes addresses, sizes and the stream through to the launchers.
 //
 // rnnfast/backends/cuda.py is the only caller and guarantees shapes, dtypes, contiguity and the current device.
-// Launchers return a number (see contract.h); 0 is success, `message(number)` says what else it is. Importing the
-// module needs no driver: the CUDA runtime is linked in, and looks for one when it is first asked for something.
+// Launchers return a number (see contract.h): 0 is success, and `message(number)` puts any other in words. Importing
+// the module needs no driver: the CUDA runtime is linked in and looks for a driver at its first call.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -90,7 +90,7 @@ PYBIND11_MODULE(_cuda, m) {
     const rnnfast_cuda_device device = rnnfast_cuda_current_device();
     return py::make_tuple(device.capability, device.multiprocessors, device.shared);
   });
-  // A launch waits when the device has too much to do already; other Python threads don't.
+  // A launch waits while the device's queue is full; the GIL is released so that other Python threads go on.
   using release = py::call_guard<py::gil_scoped_release>;
   m.def("step", &step, release());
   m.def("step_backward", &step_backward, release());

@@ -1,7 +1,7 @@
 // The CUDA kernels' contract in C: torch-free launchers on raw pointers, sizes and a stream. Equations, notation and
 // the order of rows are those of ../recurrence.h; all pointers are device memory.
 //
-// How a kernel file plugs in
+// The files of a kernel
 //
 //   NAME.cuh   the kernel: `template <...> __global__ void name(const Args args)` in namespace rnnfast::cuda. Includes
 //              "ptx.cuh" (every intrinsic and inline assembly there is), "numbers.cuh" (conversions, activations),
@@ -11,12 +11,12 @@
 //              picks an instantiation and returns `launch(kernel, grid, threads, sizeof(Shared), stream, mode, args)`.
 //              Any failure is returned, never thrown or dropped: 0, a positive cudaError_t, or a negative `Refusal`;
 //              rnnfast_cuda_message() puts it in words and the Python backend adds the kernel's name and the shape.
-//   here       the declaration of the launcher and its arguments; bindings.cpp hands it to Python.
+//   here       the declaration of the launcher and its arguments; bindings.cpp exports it to Python.
 //
 // A launcher never synchronises, never allocates and uses only the stream that it is given, so that it can run while a
-// CUDA graph is captured. Scratch memory comes from the caller. The same files compile with g++ against
-// tests/cuda_on_cpu (see its machine.h), where the tests run them; so no intrinsic outside of ptx.cuh, no static
-// __shared__, no <<< >>>.
+// CUDA graph is captured. Scratch memory comes from the caller. The same files are compiled by g++ against
+// tests/cuda_on_cpu (see its machine.h), where the tests run them. Intrinsics are therefore in ptx.cuh alone, and
+// __shared__ variables and <<< >>> are not used.
 #pragma once
 
 #include <stdint.h>
@@ -28,7 +28,7 @@ namespace cuda {
 
 // Negative results of launchers; positive ones are cudaError_t.
 enum Refusal : int {
-  kUnsupported = -1,  // no kernel for this dtype, size or flag: the caller should have asked the limits below
+  kUnsupported = -1,  // no kernel for this dtype, size or flag; the limits below say which there are
   kNotResident = -2,  // the grid would not fit on the device all at once
   kTooManyRows = -3,  // the grid would be larger than CUDA allows
 };
@@ -39,8 +39,8 @@ struct Walk {
   bool reverse;
 };
 
-// The recurrence alone: the products before and after it are done elsewhere. T and B are at least 1, and all matrices
-// begin at multiples of 16 bytes unless a launcher says otherwise.
+// The recurrence alone; the products before and after it are computed by the caller. T and B are at least 1. All
+// matrices begin at multiples of 16 bytes unless a launcher's comment says otherwise.
 struct ForwardArgs {
   DType dtype;
   Activation activation;
@@ -49,7 +49,7 @@ struct ForwardArgs {
   const void* pre;   // [R, H], x W_ih^T + b_ih + b_hh
   const void* h0;    // [B, H]
   const void* w_hh;  // [H, H]
-  void* out;         // [R, H], may be pre
+  void* out;         // [R, H], may be pre (not in grid.h)
   void* h_n;         // [B, H]
 };
 
@@ -100,7 +100,7 @@ struct StepBackwardArgs {
 
 extern "C" {
 
-// The device that is current, without creating a context on it. All zero where there is none or no driver.
+// The current device, read without creating a context on it. All fields are 0 if there is no device or no driver.
 struct rnnfast_cuda_device {
   int capability;       // 10 * major + minor
   int multiprocessors;  // SMs
@@ -116,9 +116,9 @@ const char* rnnfast_cuda_message(int result);
 int rnnfast_cuda_step(const rnnfast::cuda::StepArgs& args, uintptr_t stream);
 int rnnfast_cuda_step_backward(const rnnfast::cuda::StepBackwardArgs& args, uintptr_t stream);
 
-// resident.cu: one block per few sequences, W_hh in its registers for the whole sequence. The largest H, 0 for none.
-// Rows of matrices [R, H] are `stride` elements apart: H rounded up to a multiple of 16 bytes, the elements after H
-// being 0 in what the caller gives and in what comes back. T * B is less than 2^32.
+// resident.cu: a block computes a few sequences, with W_hh in its registers for the whole sequence. The limit is the
+// largest H, 0 for none. Rows of matrices [R, H] are `stride` elements apart: H rounded up to a multiple of 16 bytes,
+// where the elements after H are 0 in the caller's matrices and in the results. T * B is less than 2^32.
 int64_t rnnfast_cuda_resident_limit(rnnfast::DType dtype);
 int rnnfast_cuda_resident_forward(const rnnfast::cuda::ForwardArgs& args, int64_t stride, uintptr_t stream);
 int rnnfast_cuda_resident_backward(const rnnfast::cuda::BackwardArgs& args, int64_t stride, uintptr_t stream);

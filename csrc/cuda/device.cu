@@ -1,4 +1,4 @@
-// What the launchers' callers ask about the device, and results in words.
+// Queries about the device, and a launcher's result in words.
 #include <cuda_runtime.h>
 
 #include "contract.h"

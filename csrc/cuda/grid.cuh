@@ -16,33 +16,31 @@
 //                      +----------+----------+----
 //      rows of block 1 |          |          |
 //
-//   The rows of the matrix are dealt to blocks, kRows to each; within a block its warps share K. Such a piece, kRows
-//   x kDepth, lies in the registers of its warp from the first step to the last. At every step each warp reads its
-//   kDepth elements of the states before, straight from L2 into operands, multiplies (grid_product.cuh), and puts
-//   partial sums into shared memory. After one barrier the block's threads add these up over the warps, always in the
-//   same order, apply the activation and store the block's kRows elements of the new states.
+//   The rows of the matrix are shared by the blocks, kRows to each; within a block its warps share K. Such a piece,
+//   kRows x kDepth, stays in the registers of its warp from the first step to the last. At every step each warp reads
+//   its kDepth elements of the states of the step before from L2 into operands, multiplies (grid_product.cuh), and
+//   stores partial sums to shared memory. After one barrier the block's threads add these up over the warps, always in
+//   the same order, apply the activation and store the block's kRows elements of the new states.
 //
-//   A group is ceil(H / kRows) blocks, which together have all of the matrix; it takes its tiles at every step, one
-//   after the other. So more tiles than groups are a loop within a step and not around all steps: while one tile's
-//   exchange is under way, the group works on the next. Sequences that have not begun or have ended (packed rows) are
-//   zeros.
+//   A group is ceil(H / kRows) blocks, which together hold all of the matrix. It computes its tiles at every step, one
+//   after the other: with more tiles than groups, the loop over tiles is inside the loop over steps, and the group
+//   computes the next tile while one tile's exchange is under way. Sequences that have not begun or have ended (packed
+//   rows) count as zeros.
 //
-// Synchronisation between blocks: the data is its own flag
+// Synchronisation between blocks, by the data itself
 //
 //   y is filled with 0xFF before the launch, in stream order. A warp that needs elements of y loads them until none
 //   of their 32-bit words is kEmpty = 0xFFFFFFFF. There is no fence, no flag and no barrier, because
 //   - no word that is stored is kEmpty: `publish` replaces that one pattern (two NaNs of 16 bits, or one of 32) by
 //     another NaN. So a word that is not kEmpty has been stored, and one that has been stored is not taken for
 //     kEmpty;
-//   - every word is stored once, as a whole, by one thread. Aligned 32-bit accesses do not tear. Nor do the words of
-//     a vector, but they are accesses of their own, in any order, which is why each one is looked at. So what is read
-//     is kEmpty or final;
-//   - nothing is inferred about one address from another, so relaxed accesses suffice. What they have to guarantee is
-//     that a store is seen some time: .relaxed.gpu goes to L2, where all SMs meet, and not to a line of L1 that may
-//     be stale;
+//   - every word is stored once, as a whole, by one thread. Aligned 32-bit accesses do not tear. The words of a vector
+//     are accesses of their own, in any order, so each one is compared. A word that is read is kEmpty or final;
+//   - nothing is inferred about one address from another, so relaxed accesses suffice. They have to guarantee that a
+//     store becomes visible: .relaxed.gpu goes to L2, which all SMs share, and not to a line of L1 that may be stale;
 //   - h0 has been there since before the launch. It is read without looking for kEmpty, which it might contain.
-//   Everybody advances: all blocks are resident (the launch is cooperative) and take (step, tile) in the same order,
-//   and what one needs was made at the step before. So the least (step, tile) that is unfinished anywhere can be
+//   No block waits for ever: all blocks are resident (the launch is cooperative) and take (step, tile) in the same
+//   order, and what one needs was made at the step before. So the least (step, tile) that is unfinished anywhere can be
 //   finished.
 //
 // Synchronisation within a block
@@ -51,19 +49,18 @@
 //   two items later, after the barrier of the item between, which nobody passes before having read that buffer for
 //   the last time.
 //
-// Should a block stay away all the same
+// If a block waits in vain all the same
 //
-//   Then waiting ends: a warp that has looked `patience` times reports the step in *fault and never waits again. It
-//   takes kEmpty, a NaN, for data, and so the kernel comes to its end, with NaN in all that depends on the missing
-//   data.
+//   Waiting is bounded: a warp that has looked `patience` times reports the step in *fault and never waits again. It
+//   uses kEmpty, a NaN, as data, so the kernel ends, with NaN in all that depends on the missing data.
 //
 // The floor, for H = 1024 in bfloat16
 //
-//   In cycles: a store and a load through L2 and half a look between, 680; the states of a tile, 16 KB for every
-//   block, at 64 bytes a cycle, 256; 8 mma for each 16 rows, in two chains of latency 33, 130; partial sums into
-//   shared memory and out of it, 70; the barrier, 30; adding up and tanh, 90. In all 1260, or 0.72 us at 1.755 GHz.
-//   This is added up from estimates of the parts. An H100 takes 1.1 us, the call and the input's product included
-//   (bench/results/gpu-h100.json); a store and a load through L2 it does in 590 cycles.
+//   In cycles: a store and a load through L2 and half a look between, 680; the states of a tile, 16 KB for every block
+//   at 64 bytes a cycle, 256; 8 mma for each 16 rows, in two chains of latency 33, 130; partial sums into shared memory
+//   and out of it, 70; the barrier, 30; adding up and tanh, 90. The sum is 1260, or 0.72 us at 1.755 GHz. Its parts are
+//   estimates. An H100 takes 1.1 us a step at H = 1024 and 0.9 at H = 512, the call and the input's product included
+//   (bfloat16, B = 16); a store and a load through L2 take 590 cycles there.
 #pragma once
 
 #include <stdint.h>
@@ -112,7 +109,7 @@ __device__ __forceinline__ bool has_empty(uint4 v) {
   return v.x == kEmpty || v.y == kEmpty || v.z == kEmpty || v.w == kEmpty;
 }
 
-// The vectors of a state that this lane has: `count` of them, kSpan elements apart; zeros in the place of the others.
+// Loads this lane's vectors of a state: `count` of them, kSpan elements apart, and zeros in place of the others.
 template <class Product>
 __device__ __forceinline__ void receive(uint4 (&h)[Product::kVectors], const typename Product::T* from, int count,
                                         bool wait, uint32_t& patience, int32_t* fault, int step) {
@@ -121,8 +118,8 @@ __device__ __forceinline__ void receive(uint4 (&h)[Product::kVectors], const typ
     h[v] = v < count ? make_uint4(kEmpty, kEmpty, kEmpty, kEmpty) : make_uint4(0, 0, 0, 0);
   uint32_t left = patience;
   while (true) {
-    // What has come is not loaded again. At 64 bytes a cycle a look at all 16 KB of H = 1024 takes an SM 256 cycles,
-    // which those who have not come would wait.
+    // Vectors that have arrived are not loaded again. At 64 bytes a cycle a look at all 16 KB of H = 1024 takes an SM
+    // 256 cycles, which would delay the vectors that have not arrived.
     bool empty = false;
 #pragma unroll
     for (int v = 0; v < Product::kVectors; ++v)
@@ -142,7 +139,7 @@ __device__ __forceinline__ void receive(uint4 (&h)[Product::kVectors], const typ
 
 template <class Product>
 struct Shared {
-  float part[2][Product::kWarps][kTile][Product::kRows + 4];  // 4: an mma's stores go to different banks
+  float part[2][Product::kWarps][kTile][Product::kRows + 4];  // + 4: an mma's stores go to different banks
   typename Product::Scratch scratch;
 };
 
@@ -163,10 +160,10 @@ __global__ void __launch_bounds__(32 * Product::kWarps, 1)
   T* const y = static_cast<T*>(Direction::exchanged(args));              // [R, stride]
   const T* const start = static_cast<const T*>(Direction::start(args));  // [B, stride]
 
-  // As a consumer: sequence lane / 4 of the tile, `count` vectors of its state from element k on.
+  // This thread as a consumer: sequence lane / 4 of the tile, `count` vectors of its state from element k on.
   const int k = warp * Product::kDepth + lane % 4 * Product::kElements;
   const int count = (stride - k + Product::kSpan - 1) / Product::kSpan;
-  // As a producer: a pair of units of sequence `column` of the tile.
+  // This thread as a producer: a pair of units of sequence `column` of the tile.
   const int column = threadIdx.x / kPairs, place = 2 * (threadIdx.x % kPairs);
   const int unit = slice * Product::kRows + place;
   const bool producer = column < kTile && unit < stride;
@@ -180,7 +177,7 @@ __global__ void __launch_bounds__(32 * Product::kWarps, 1)
   const int first = group * kTile;
   typename Direction::Item item(walk, first);
   for (int buffer = 0; item.valid(walk); buffer ^= 1) {
-    // Inputs are loaded an exchange before they are needed, and fetched into L2 a step before that.
+    // Inputs are loaded one exchange before they are needed and prefetched into L2 one step before that.
     typename Direction::Inputs inputs{};
     if (producer) {
       inputs = Direction::load(args, item, item.tile + column, unit);
@@ -207,7 +204,7 @@ __global__ void __launch_bounds__(32 * Product::kWarps, 1)
         sum = {sum.x + part.x, sum.y + part.y};
       }
       Pair value = Direction::finish(args, item, b, unit, sum, inputs);
-      // Units that only fill up a row must be 0, not act(0 * inf).
+      // Units of the padding must be 0, not act(0 * inf).
       if (unit >= H) value.x = 0.0f;
       if (unit + 1 >= H) value.y = 0.0f;
       if (b < item.here.rows) publish(y + int64_t(item.here.row + b) * stride + unit, value);

@@ -7,17 +7,17 @@ namespace rnnfast {
 namespace cuda {
 
 // Blocks exchange their results through `out` (forward, which must not be `pre`) or `dpre` (backward), in vectors of 16
-// bytes. Rows of that matrix, and of h0, are therefore `stride` elements apart: H rounded up to a multiple of 16 bytes,
-// the elements after H being 0, in h0 as the caller gives it and in the result as it comes back. Both start at
-// addresses that are multiples of 16. The other matrices are dense, with any alignment.
+// bytes. Rows of that matrix and of h0 are therefore `stride` elements apart: H rounded up to a multiple of 16 bytes,
+// where the elements after H are 0, in the caller's h0 and in the result. Both matrices start at multiples of 16 bytes.
+// The other matrices are dense, with any alignment.
 //
-// `fault` is one word that the device can write and the host read at any time (pinned memory). It is set to the number
-// of the step, from 1 in the order of the walk, at which a block waited in vain. The results then contain NaN. The
-// kernels never clear it.
+// `fault` is one word that the device can write and the host can read at any time (pinned memory). A block that waits
+// in vain for another's result sets it to the number of the step, from 1 in the order of the walk. The results then
+// contain NaN. The kernels never clear it.
 struct Exchange {
-  int64_t R;  // rows of that matrix
-  int64_t stride;
-  int32_t* fault;
+  int64_t R;       // rows of the exchanged matrix
+  int64_t stride;  // elements from row to row
+  int32_t* fault;  // [1]
 };
 
 }  // namespace cuda

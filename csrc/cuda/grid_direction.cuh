@@ -1,5 +1,5 @@
-// The two directions of the recurrence over the grid: which rows there are at a step, where the states come from that
-// are multiplied, and what is done with a product.
+// The two directions of the recurrence over the grid: the rows at each step, the states that are multiplied, and the
+// use of a product.
 #pragma once
 
 #include <stdint.h>
@@ -14,14 +14,14 @@ namespace rnnfast {
 namespace cuda {
 namespace grid {
 
-// ---- where a block is in its work -------------------------------------------------------------------
+// ---- the position of a block in its work -----------------------------------------------------------
 
 struct Step {
-  int row = 0;   // its first row; 2^31 rows of so large an H fit no device
+  int row = 0;   // its first row; the launcher refuses 2^31 rows and more
   int rows = 0;  // how many it has
 };
 
-// One (step, tile) of a group's, and the way to the next.
+// One (step, tile) of a group, and the way to the next.
 template <bool kBackward>
 class Item {
  public:
@@ -61,13 +61,13 @@ class Item {
   }
 };
 
-// ---- the two directions: where states come from, what is done with a product -------------------------
+// ---- the two directions ----------------------------------------------------------------------------
 
 struct Pair {  // of neighbouring units
   float x, y;
 };
 
-// The same as it lies in memory. Nothing is computed with it before it is needed: that would wait for the load.
+// A pair as it is in memory. It is converted when it is needed: converting it earlier would wait for the load.
 template <class T>
 struct Raw {
   T x, y;

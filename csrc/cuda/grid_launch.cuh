@@ -1,4 +1,4 @@
-// Which instantiation of grid.cuh takes a problem, how many blocks it gets, and the launch.
+// Chooses the instantiation of grid.cuh and the number of blocks for a problem, and launches it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,13 +11,13 @@ namespace rnnfast {
 namespace cuda {
 namespace grid {
 
-// Looks at y before a block gives up: at 0.15 us for the way to L2 and back, at least ten seconds. Long, since the
-// blocks of a grid may start late when somebody else's kernel is on the device.
+// The number of looks at y before a block gives up: at 0.15 us for the way to L2 and back, at least ten seconds. It is
+// long because the blocks of a grid may start late while another kernel occupies the device.
 constexpr uint32_t kPatience = 1u << 26;
 
-// An instantiation holds a matrix of up to kDepth * kWarps columns: Small 512, Medium 1024, Large 2048. More rows to a
-// block are fewer blocks that read all of a state at every step, and more groups to share the tiles; there are as many
-// as leave a thread enough of its registers, which are 65536 on an SM.
+// An instantiation holds a matrix of up to kDepth * kWarps columns: Small 512, Medium 1024, Large 2048. With more rows
+// to a block, fewer blocks read all of a state at every step, and more groups share the tiles. The rows are as many as
+// the registers allow, of which an SM has 65536.
 template <class T>
 struct Sizes {  // bfloat16, float16
   using Small = Mma<T, 32, 2, 8>;
@@ -96,7 +96,7 @@ int run(const Args& args, const Exchange& exchange, uintptr_t stream) {
   if (blocks < 0) return int(-blocks);
   if (blocks < slices) return kNotResident;
   const int64_t groups = blocks / slices < tiles ? blocks / slices : tiles;
-  // A pass over y at the speed of memory: the price of needing no flags.
+  // Filling y is a pass over it at the speed of memory; it replaces flags.
   const cudaError_t error = cudaMemsetAsync(y, kEmpty & 0xFF, size_t(exchange.R * exchange.stride) * sizeof(T),
                                             reinterpret_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cudaGetLastError(), error;
@@ -113,7 +113,7 @@ int run_sized(const Args& args, const Exchange& exchange, uintptr_t stream) {
   return kUnsupported;
 }
 
-// What the two launchers are, for a direction.
+// The launcher of one direction.
 template <template <class> class DirectionOf, class Args>
 int dispatch(const Args& args, const Exchange& exchange, uintptr_t stream) {
   if (args.walk.T == 0 || args.walk.B == 0) return kUnsupported;

@@ -2,15 +2,14 @@
 //
 //   part[r, b] = sum over the k of one warp of W[r, k] h[b, k]          r < kRows, b < kTile
 //
-// A block has kRows rows of W; its warps share K, kDepth each. A warp's h arrives as vectors of 16 bytes: lane 4g + q
+// A block has kRows rows of W; its warps share K, kDepth each. A warp's h arrives as vectors of 16 bytes: lane 4 g + q
 // has, of sequence g, the kElements elements that start at k = v * kSpan + q * kElements, for v < kVectors.
 //
-//   Mma    on tensor cores, bfloat16, float16 and (float) TF32. A vector is four words, two for each of two mma, whose
-//   B
-//          fragments they are as they come: the order of k within an mma is free as long as both operands share it, so
-//          that W, the A operand, is loaded in the order in which h arrives.
-//   Ffma   float32 exactly. Lane 8i + j has kRows / 4 rows, i, and every eighth group of four k, j; h goes through the
-//          warp's own corner of shared memory, since every lane needs all sequences.
+//   Mma    on tensor cores: bfloat16, float16 and (float) TF32. A vector is four words, two for each of two mma, and is
+//          the mma's B fragment as it arrives. The order of k within an mma is free as long as both operands share
+//          it, so W, the A operand, is loaded in the order in which h arrives.
+//   Ffma   float32 exactly. Lane 8 i + j holds kRows / 4 rows, those of i, and every eighth group of four k, those of
+//          j. h goes through shared memory, a part for each warp, since every lane needs all sequences.
 //
 // Both add up in an order that depends on the instantiation alone: the same bits from run to run, whatever the batch.
 #pragma once
@@ -108,8 +107,8 @@ class Mma {
   }
 
  private:
-  // An mma takes five times as long as the tensor core needs to begin the next: with fewer chains than that at work in
-  // each quarter of the SM, two for every 16 rows.
+  // The latency of an mma is five times the interval at which a tensor core starts them. With fewer than five chains in
+  // each quarter of the SM there are two chains for every 16 rows.
   static constexpr int kChains = kRows / 16 * kWarps / 4 >= 5 ? 1 : 2;
 
   uint32_t a_[kRows / 16][2 * kVectors][4];

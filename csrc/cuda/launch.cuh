@@ -1,4 +1,4 @@
-// The one way in which kernels are launched.
+// The function that launches every kernel.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -31,7 +31,7 @@ int launch(void (*kernel)(Args), int64_t blocks, int threads, size_t shared_byte
   const cudaError_t error = grid == Grid::kCooperative
                                 ? cudaLaunchCooperativeKernel(kernel, dimensions, block, parameters, shared_bytes, on)
                                 : cudaLaunchKernel(kernel, dimensions, block, parameters, shared_bytes, on);
-  // Reading the last error clears it, so that a failed launch is not reported again by somebody else's check.
+  // Reading the last error clears it, so that no later check reports this launch again.
   if (error != cudaSuccess) return cudaGetLastError(), error;
   return cudaSuccess;
 }

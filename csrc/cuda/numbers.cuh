@@ -1,8 +1,7 @@
 // Numbers: storage types and their conversions, in ones and in pairs, and the activations.
 //
-// All arithmetic is float32. `tanh` costs what its result is worth: bfloat16 keeps 8 bits, which tanh.approx (relative
-// error 2^-11) delivers; float16 keeps 11, for which it takes ex2 and rcp; float32 takes the
-// library's tanhf.
+// All arithmetic is float32. `tanh` is as exact as its result is stored: bfloat16 keeps 8 bits, which tanh.approx
+// (relative error 2^-11) delivers; float16 keeps 11, for which ex2 and rcp suffice; float32 takes the library's tanhf.
 #pragma once
 
 #include <stdint.h>
@@ -87,8 +86,8 @@ template <>
 __device__ __forceinline__ float tanh_for<bf16>(float x) {
   return ptx::tanh_approx(x);
 }
-// 1 - 2 / (1 + e^2|x|) loses its leading digits near 0, where x - x^3/3 takes over. e^2|x| may overflow: 1 - 2/inf
-// is 1.
+// 1 - 2 / (1 + e^2|x|) loses its leading digits near 0, where x - x^3/3 replaces it. e^2|x| may overflow, which is
+// right: 1 - 2/inf is 1.
 template <>
 __device__ __forceinline__ float tanh_for<f16>(float x) {
   constexpr float kTwoLog2E = 2.885390082f;
@@ -108,7 +107,7 @@ struct Relu {
   static __device__ __forceinline__ float value(float x) { return x <= 0.0f ? 0.0f : x; }
 };
 
-// Chosen when the kernel runs: where a branch more does not matter, half of the kernels need not be built.
+// The activation chosen at run time, for kernels in which one more branch costs nothing; it halves their number.
 template <class T, class Number>
 __device__ __forceinline__ Number activate(Activation activation, Number x) {
   if (activation == Activation::kTanh) return tanh_for<T>(x);

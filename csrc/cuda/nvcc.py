@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,11 @@ def wanted() -> Optional[bool]:
     return None if setting == "auto" else setting == "1"
 
 
+def gpu_present() -> bool:
+    """Whether the machine has an NVIDIA driver, by the files that it makes on Linux (/dev/dxg: in WSL)."""
+    return any(map(os.path.exists, ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")))
+
+
 def static_runtime(nvcc: str) -> str:
     """The CUDA runtime to link in: the extension then loads without a CUDA installation, beside any torch."""
     trial = _run([nvcc, "--dryrun", "-x", "cu", os.devnull])
@@ -60,17 +65,26 @@ def architectures(nvcc: str) -> list[str]:
 
 
 def compile_all(nvcc: str) -> list[Path]:
-    """The objects of all .cu files, each beside ptxas's report (.txt).
+    """The objects of all .cu files for all architectures; see `compile_some`."""
+    targets = [f"-gencode=arch=compute_{PTX},code=compute_{PTX}"]
+    return compile_some(nvcc, sorted(HERE.glob("*.cu")), architectures(nvcc), targets)
+
+
+def compile_some(
+    nvcc: str, sources: list[Path], architectures: list[str], targets: Sequence[str] = ()
+) -> list[Path]:
+    """The objects of `sources` for some of ARCHITECTURES and further `targets`, in nvcc's words.
+
+    Each lies beside ptxas's report, a file of the same name that ends in .txt.
 
     Raises:
         RuntimeError: nvcc failed; the message has its output.
     """
-    sources = sorted(HERE.glob("*.cu"))
     version = _run([nvcc, "--version"]).stdout
     flags = [
         *FLAGS,
-        *(f"-gencode=arch=compute_{ARCHITECTURES[sm]},code={sm}" for sm in architectures(nvcc)),
-        f"-gencode=arch=compute_{PTX},code=compute_{PTX}",
+        *(f"-gencode=arch=compute_{ARCHITECTURES[sm]},code={sm}" for sm in architectures),
+        *targets,
     ]
     digest = hashlib.sha256(repr((version, flags)).encode())
     for path in sorted([*HERE.glob("*.cu*"), *HERE.glob("*.h"), *HERE.parent.glob("*.h")]):

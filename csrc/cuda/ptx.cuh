@@ -1,5 +1,5 @@
-// Every intrinsic and every line of inline assembly that the kernels use. On a device they are what is below; compiled
-// by g++ for tests/cuda_on_cpu they are functions of the same names and meaning there.
+// All intrinsics and inline assembly of the kernels. On a device they are the functions below; g++ compiles functions
+// of the same names and meaning from tests/cuda_on_cpu instead.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -72,9 +72,9 @@ PTX float rcp_approx(float x) {
   return y;
 }
 
-// ---- plain memory; V is a vector type, and its address must be a multiple of its size
-// --------------------------------
+// ---- plain memory ----------------------------------------------------------------------------------
 
+// V is a vector type, whose address must be a multiple of its size.
 template <class V>
 PTX V load(const void* address) {
   return *static_cast<const V*>(address);
@@ -99,14 +99,14 @@ PTX void store_if(bool wanted, uint4* to, uint4 v) {
                : "memory");
 }
 
-// Begins to bring the line of `address` into L2, and waits for nothing.
+// Starts fetching the line of `address` into L2 and does not wait.
 PTX void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
-// ---- copies from global to shared memory that go on while the thread does something else ----------------------------
+// ---- asynchronous copies from global to shared memory ----------------------------------------------
 
-// 16 bytes if `wanted`, both addresses aligned; zeros, and `from` is not looked at, unless `real`. A copy belongs to
-// the group that its thread closes next. Predicates in the assembly, here and in store_if: the compiler makes branches
-// of such conditions, each about 20 cycles, in a step of 250.
+// Copies 16 bytes if `wanted`; both addresses are aligned. Unless `real`, zeros are written and `from` is not read. A
+// copy belongs to the group that its thread commits next. The condition is a predicate in the assembly, here and in
+// store_if, because the compiler makes a branch of it, about 20 cycles each in a step of 250.
 PTX void copy_if(bool wanted, void* to, const void* from, bool real) {
   asm volatile("{ .reg .pred p; setp.ne.b32 p, %3, 0; @p cp.async.cg.shared.global [%0], [%1], 16, %2; }" ::"r"(
                    uint32_t(__cvta_generic_to_shared(to))),
@@ -114,7 +114,7 @@ PTX void copy_if(bool wanted, void* to, const void* from, bool real) {
                : "memory");
 }
 PTX void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until all of the thread's groups but the youngest kPending have arrived.
+// Waits until all of the thread's groups but the youngest kPending have arrived.
 template <int kPending>
 PTX void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -130,7 +130,7 @@ PTX uint32_t shuffle_xor(uint32_t x, int lanes) { return __shfl_xor_sync(~0u, x,
 PTX uint32_t shuffle(uint32_t x, int lane) { return __shfl_sync(~0u, x, lane); }
 PTX bool any_in_warp(bool predicate) { return __any_sync(~0u, predicate); }
 
-// ---- matrices of 16-bit elements over a warp; lane = 4 g + q --------------------------------------------------------
+// ---- matrices of 16-bit elements over a warp; lane = 4 g + q ---------------------------------------
 
 // Four 8x8 matrices from shared memory: lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, aligned) and
 // gets, of matrix i, elements [2q][g] and [2q + 1][g] in r[i].
@@ -182,7 +182,7 @@ PTX void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 
 // ---- global memory between blocks ------------------------------------------------------------------
 
-// Relaxed, device scope: served by L2, never by a stale L1 line. Single 32-bit words do not tear.
+// Relaxed accesses of device scope go to L2, never to a stale line of L1. Single 32-bit words do not tear.
 PTX uint32_t load_relaxed(const uint32_t* p) {
   uint32_t v;
   asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");

@@ -1,4 +1,4 @@
-// Launchers of resident.cuh: which engine for which dtype and H.
+// Launchers of resident.cuh, which choose the engine by dtype and H.
 #include <algorithm>
 
 #include "launch.cuh"
@@ -17,8 +17,8 @@ int start(const ResidentArgs<ForwardArgs>& all, uintptr_t stream) {
                 (walk.B + Engine::kTile - 1) / Engine::kTile, Engine::kThreads, sizeof(ForwardShared<Engine>), stream,
                 Grid::kIndependent, all);
 }
-// act is a link of the forward chain, so it is known when a kernel is built. The derivative is none of the backward
-// chain, and a kernel chooses it.
+// The activation is part of the chain of dependent instructions of a forward step, so it is a template argument. Its
+// derivative is not part of the backward step's chain, and is chosen at run time.
 template <class Engine>
 int start(const ResidentArgs<ForwardArgs>& all, uintptr_t stream) {
   return all.args.activation == Activation::kTanh ? start<Engine, Tanh>(all, stream) : start<Engine, Relu>(all, stream);
@@ -31,9 +31,9 @@ int start(const ResidentArgs<BackwardArgs>& all, uintptr_t stream) {
                 Grid::kIndependent, all);
 }
 
-// The narrowest engine that H fits. Up to 64 a warp has one block of 16 rows of W; beyond, two, since with twice the
-// warps all of them together would read twice as much of the state from shared memory: for 128 units and 512 steps an
-// H100 took 134 us rather than 108.
+// Starts the narrowest engine that holds H. Up to 64 a warp has one block of 16 rows of W, beyond that two: with one,
+// twice the warps would read twice as much of the state from shared memory. For 128 units and 512 steps an H100 took
+// 134 us that way instead of 108.
 template <class T, class Args>
 int start_16(const Args& all, uintptr_t stream) {
   const int64_t H = all.args.walk.H;
@@ -43,17 +43,17 @@ int start_16(const Args& all, uintptr_t stream) {
   if (H <= 192) return start<MatrixEngine16<T, 192, 6>>(all, stream);
   return start<MatrixEngine16<T, 256, 8>>(all, stream);
 }
-// The last number is how many of a lane's columns, 24 or 32, are in registers. The rest of W is in shared memory: 24
-// and 48 KB, 96 and 160 KB.
+// The last argument is how many of a lane's columns, 24 or 32, are in registers. The rest of W is in shared memory: 24
+// and 48 KB for 192 units, 96 and 160 KB for 256.
 using OneOf192 = FmaEngine<192, 1, 20>;
 using TwoOf192 = FmaEngine<192, 2, 16>;
 using OneOf256 = FmaEngine<256, 1, 20>;
 using TwoOf256 = FmaEngine<256, 2, 12>;
 constexpr int64_t kSharedOf256 = std::max(sizeof(BackwardShared<OneOf256>), sizeof(BackwardShared<TwoOf256>));
 
-// One sequence a block while there are multiprocessors for all, else two: the exchange and the barrier then serve both.
-// In TF32, too. Tensor cores would need eight sequences a block, and their steps took longer on an H100: 0.25 us rather
-// than 0.18 at H = 64, 0.45 rather than 0.23 at H = 128.
+// A block computes one sequence while there are multiprocessors for all, else two, which share the exchange and the
+// barrier. TF32 uses the same kernels: tensor cores would need eight sequences a block, and their steps took longer on
+// an H100, 0.25 us rather than 0.18 at H = 64, 0.45 rather than 0.23 at H = 128.
 template <class Args>
 int start_fma(const Args& all, uintptr_t stream) {
   const int64_t H = all.args.walk.H;

@@ -3,10 +3,10 @@
 //   forward    h_t = act(pre_t + W_hh h_{t-1})                         for every t, and h_n
 //   backward   g_t = (dout_t + W_hh^T g_{t+1}) act'(h_t),  g = dpre    for every t backwards, and dh0 = W_hh^T g_0
 //
-// Who holds what. A block has a few sequences (its tile) and walks them from their first step to their last; it never
-// talks to another block. Its threads hold all of W_hh, padded with zeros, in registers from before the first step
-// until after the last: an Engine (resident_matrix.cuh, resident_fma.cuh) says which thread holds which part of it, and
-// which elements of the tile's state [tile, H], its values, it owns.
+// Who holds what. A block has a few sequences (its tile) and walks them from their first step to their last, without
+// communication with other blocks. Its threads hold all of W_hh, padded with zeros, in registers from before the first
+// step until after the last. An Engine (resident_matrix.cuh, resident_fma.cuh) says which part of W_hh a thread holds
+// and which elements of the tile's state [tile, H] it owns, its values.
 //
 //      registers, all steps           shared memory                             global memory
 //    +----------------------+       +---------------------+                   +--------------------+
@@ -21,24 +21,30 @@
 //
 // Why one barrier a step suffices. In step i all threads read buffer i % 2 of y and write buffer (i + 1) % 2, then
 // meet. What step i + 1 reads was thus written before the barrier. What it overwrites, buffer i % 2, was last read in
-// step i, before the barrier too. No thread can be more than one barrier ahead of another. In the same way the ring: a
-// tile that step i reads has arrived before the barrier of step i - 1, for which each thread waits for its own copies;
-// and what step i copies goes to the place of tile i - 1, which nobody reads after that barrier.
+// step i, before the barrier too. No thread can be more than one barrier ahead of another. The same holds for the ring:
+// a tile that step i reads has arrived before the barrier of step i - 1, for which each thread waits for its own
+// copies; and what step i copies replaces tile i - 1, which nobody reads after that barrier.
 //
-// Why inputs go through the ring and not from global memory to registers: a thread that waits for a load waits for all
-// loads that the compiler has given the same one of six scoreboards, so for the youngest. Copies to shared memory are
-// waited for in their order (`copy_wait`). On an H100, loaded to registers three steps ahead, a step of H = 64 in
-// bfloat16 took 0.32 us.
+// Why inputs go through the ring and not from global memory to registers. A thread that waits for a load waits for all
+// loads that the compiler has assigned to the same one of six scoreboards, so for the youngest of them. Copies to
+// shared memory are waited for in their order (`copy_wait`). With inputs loaded to registers three steps ahead, a step
+// of H = 64 in bfloat16 took 0.32 us on an H100; it takes 0.18.
 //
 // Sequences that have ended, or not yet begun, keep their state: a select in the owner's registers, so that every
 // thread does the same thing in every step. For the forward pass it starts as h0 and ends as h_n. For the backward
 // pass it starts as zero, so that the product is zero until a sequence begins, when dh_n takes its place.
 //
-// The floor. A step is a chain that nothing can shorten: read y from shared memory, the products' latency, act, write
-// y, one barrier. Per step each of the SM's four schedulers has to issue H^2 * tile / 4 multiply-adds, 2048 to an mma
-// of 16-bit elements, 1024 in TF32, 32 to an FFMA, beside that latency. Everything else has no part in the chain, but
-// takes turns with it at the schedulers, in order, and so stands where they have nothing to do: between the issue of
-// the products and the use of their sums.
+// The floor. A step is a chain of dependent operations: read y from shared memory, the products' latency, act, write y,
+// one barrier. Per step each of the SM's four schedulers has to issue H^2 * tile / 4 multiply-adds, 2048 to an mma of
+// 16-bit elements, 1024 in TF32, 32 to an FFMA, beside that latency. Everything else is not part of the chain, but is
+// issued by the same schedulers in order, and so is placed where they are idle: between the issue of the products and
+// the use of their sums.
+//
+// Measured on an H100, call included, in bfloat16 at B = 16: 0.18 us a step at H = 64 and 0.53 at H = 256. The parts of
+// a step add up to half of that (`python -m rnnfast.inspect cuda.resident_forward`). The rest seems to be the memory
+// unit of the multiprocessor, through which every warp reads the state at every step. Not tried: adding up the bias
+// gradients in the backward kernel. They are a reduction of torch's, which reads the dpre that the kernel has just
+// written.
 #pragma once
 
 #include "contract.h"
@@ -60,7 +66,7 @@ struct ResidentArgs {
 template <class Engine>
 struct ForwardShared {
   typename Engine::State y[2];
-  typename Engine::Rest rest;  // of W_hh: what registers have no room for
+  typename Engine::Rest rest;  // the part of W_hh that is not in registers
   Ring<Engine> pre;
 };
 
@@ -71,7 +77,8 @@ struct BackwardShared {
   Ring<Engine> dout, out;
 };
 
-// Of each value the sequence of the tile and the unit are the engine's. [B, H] matrices, once: no matter how.
+// Loads a thread's values of a matrix [B, H]; the engine knows the sequence and the unit of each. It happens once a
+// call, so its speed does not matter.
 template <class Engine>
 __device__ __forceinline__ void gather(const Engine& engine, float (&values)[Engine::kValues], const void* matrix,
                                        int64_t first, const Walk& walk) {
@@ -118,7 +125,7 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
   engine.read(values, shared.pre.at[0]);
 
   Rows<kPacked> rows(tile, engine.stored());
-  uint32_t row = 0;  // where the previous step's results belong
+  uint32_t row = 0;  // the row of the previous step's results
   const auto step = [&](int i, int k) {
     typename Engine::Sum sum;
     engine.begin(sum, values);
@@ -176,8 +183,8 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
   ptx::sync_block();
   engine.read(values, shared.dout.at[0]);
 
-  // Walking down, sequences begin one after the other, the tile's last and shortest as the last one; walking up, all of
-  // them at once.
+  // In a descending walk sequences begin one after the other, the tile's last and shortest as the last one. In an
+  // ascending walk all begin at once.
   const int64_t b_last = min(tile.first + Engine::kTile, args.walk.B) - 1;
   const int all_begun = tile.descending ? tile.steps - Tile<kPacked>::length(args.walk, b_last) : 0;
   Rows<kPacked> rows(tile, engine.stored());
@@ -200,7 +207,7 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
     for (int v = 0; v < Engine::kValues; ++v) derivative[v] = derivative_of(args.activation, derivative[v]);
 
     engine.finish(values, sum);
-    if (args.dh_n && i <= all_begun) {  // the same for the whole block
+    if (args.dh_n && i <= all_begun) {  // the whole block takes the same branch
 #pragma unroll
       for (int v = 0; v < Engine::kValues; ++v) {
         const int64_t b = tile.first + engine.sequence(v), unit = engine.unit(v);

@@ -1,10 +1,10 @@
 // The engine of resident.cuh for exact float32: plain multiply-adds.
 //
-// Eight lanes share kRows rows of W, a slice of the columns each: lane `slice` holds columns 4 (8 j + slice) .. + 3 for
-// every j, so that the eight read 128 contiguous bytes of y at a time, which all warps' other lanes read too. Every
-// lane makes kRows * kTile = 8 partial sums; in three exchanges that halve what is left each, the eight lanes come out
-// with one finished sum each, in an order that depends on nothing but H. Of wide layers the registers hold kHeld of a
-// lane's columns, and shared memory the rest, in the order in which the lanes read it.
+// Eight lanes share kRows rows of W, a slice of the columns each. Lane `slice` holds columns 4 (8 j + slice) .. + 3 for
+// every j, so that the eight read 128 contiguous bytes of y at a time, the same as all other lanes read. Every lane
+// makes kRows * kTile = 8 partial sums. In three exchanges, each of which halves the number of sums a lane has left,
+// the eight lanes get one finished sum each, in an order that depends on H alone. Of wide layers the registers hold
+// kHeld of a lane's columns, and shared memory the rest, in the order in which the lanes read it.
 #pragma once
 
 #include "numbers.cuh"
@@ -23,7 +23,8 @@ class FmaEngine {
   static constexpr int kColumns = kH / kSlices;               // of a lane
   static constexpr int kThreads = kH / kRows * kSlices;
   static constexpr int kValues = 1;
-  static constexpr int kBlocks = kH <= 64 || kTile == 2 && kH <= 128 ? 2 : 1;  // a multiprocessor holds at least
+  // Blocks that a multiprocessor holds at least.
+  static constexpr int kBlocks = kH <= 64 || kTile == 2 && kH <= 128 ? 2 : 1;
   static constexpr int kPitch = kH + 4;
   static_assert(kH % 32 == 0 && kHeld % 4 == 0, "whole groups of four columns for each slice");
 
@@ -64,7 +65,7 @@ class FmaEngine {
               make_float4(weight(r, k), weight(r, k + 1), weight(r, k + 2), weight(r, k + 3));
   }
 
-  // The finished sum of lane `slice`: sums are numbered kRows * sequence + row.
+  // The sequence and unit of the finished sum of lane `slice`: sums are numbered kRows * sequence + row.
   __device__ __forceinline__ int sequence(int) const { return slice_ / kRows; }
   __device__ __forceinline__ int unit(int) const { return row_ + slice_ % kRows; }
   __device__ __forceinline__ bool begins(int, int i) const { return window_.has(i) && i == window_.begin; }
@@ -74,14 +75,14 @@ class FmaEngine {
   __device__ __forceinline__ void read(float (&values)[1], const float (&tile)[kTile][kPitch]) const {
     values[0] = tile[sequence(0)][unit(0)];
   }
-  // The state of step i of the walk, as it is published and in words; `row` is that of sequence `stored()`.
+  // Stores the state of step i of the walk, given as published and in words; `row` is that of sequence `stored()`.
   __device__ __forceinline__ void store(void* matrix, uint32_t row, int i, const State&, const Words& words) const {
     ptx::store_if(window_.has(i) && uint32_t(unit(0)) < stride_, element<uint32_t>(matrix, row, stride_, unit(0)),
                   ptx::as_bits(words[0]));
   }
   __device__ __forceinline__ void round(Words& words, const float (&values)[1]) const { words[0] = values[0]; }
   __device__ __forceinline__ void values(float (&values)[1], const Words& words) const { values[0] = words[0]; }
-  // Replaces the word of a sequence that has a row at step i, but for padding.
+  // Replaces the word of a sequence that has a row at step i, except in the padding.
   template <bool kPacked>
   __device__ __forceinline__ void update(Words& words, const float (&values)[1], int i) const {
     if (!padding_ && (!kPacked || window_.has(i))) words[0] = values[0];
@@ -110,7 +111,7 @@ class FmaEngine {
           add(sum.partial[b * kRows + r], make_float4(w_[r][k], w_[r][k + 1], w_[r][k + 2], w_[r][k + 3]), y);
       }
     if constexpr (kHeld < kColumns) {
-#pragma unroll 1  // else more is loaded ahead than there are registers for
+#pragma unroll 1  // unrolled, more is loaded ahead than there are registers for
       for (int k = kHeld; k < kColumns; k += 4) {
         float4 y[kTile];
 #pragma unroll
@@ -140,7 +141,7 @@ class FmaEngine {
   }
 
  private:
-  // Columns k .. k + 3 of this lane's, of sequence b.
+  // The state of sequence b at this lane's columns k .. k + 3.
   __device__ __forceinline__ float4 group(const State& state, int k, int b) const {
     return ptx::load<float4>(&state.y[b][4 * (k / 4 * kSlices + slice_)]);
   }

@@ -4,9 +4,9 @@
 //   acc^T [H, 8] = W [H, H] y^T [H, 8]        mma m16n8k16
 //
 // W is the mma's left operand and stays in registers: a warp has kRows blocks of 16 of W's rows and all columns. y is
-// the right one, and comes from shared memory. With y on the left, as the formula suggests, 8 of the mma's 16 rows
-// would be empty. Accumulators then lie transposed, acc^T[unit g][sequence 2q]; a thread's values are those. Lane =
-// 4 g + q throughout.
+// the right operand and comes from shared memory. With y on the left, as the formula suggests, 8 of the mma's 16 rows
+// would be empty. The accumulators are transposed, acc^T[unit g][sequence 2q], and are the thread's values.
+// Lane = 4 g + q throughout.
 //
 // H is padded with zeros to kH. Padded units of the state are kept at zero by `update`, so that an infinity in the
 // state meets no 0 * inf that wouldn't be there without padding.
@@ -21,8 +21,8 @@ namespace cuda {
 
 constexpr int kTileOfMma = 8;
 
-// Words are pairs of sequences, 2q and 2q + 1, of one unit. Nothing has to be transposed on the way from an accumulator
-// to the operand of the next step, as ldmatrix does that while it reads; nor on the way to and from rows in memory.
+// Words are pairs of sequences, 2q and 2q + 1, of one unit. Nothing has to be transposed between an accumulator and the
+// operand of the next step, since ldmatrix transposes as it reads; nor between words and rows in memory.
 template <class T, int kWidth, int kWarps>
 class MatrixEngine16 {
  public:
@@ -30,19 +30,19 @@ class MatrixEngine16 {
   static constexpr int kH = kWidth, kThreads = 32 * kWarps, kTile = kTileOfMma;
   static constexpr int kColumns = kH / 16, kRows = kColumns / kWarps;  // blocks of 16 that a warp has of W
   static constexpr int kValues = 4 * kRows;
-  static constexpr int kBlocks = kH <= 128 ? 2 : 1;  // a multiprocessor holds at least
-  static constexpr int kPitch = kH + 8;              // 8 more: eight rows that are read at once are in different banks
+  static constexpr int kBlocks = kH <= 128 ? 2 : 1;  // blocks that a multiprocessor holds at least
+  static constexpr int kPitch = kH + 8;              // + 8: eight rows that are read at once are in different banks
   static_assert(kRows * kWarps * 16 == kH && kColumns % 2 == 0, "whole blocks a warp, and pairs of them for ldmatrix");
   static_assert(kRows <= 2, "an ldmatrix reads all of a warp's units");
 
   struct State {
-    // Transposed, 16 bytes a unit. Two rows stay free after every eight: the rows that are read at once are then in
-    // different banks, be they eight neighbours, for a product, or pairs from four groups of eight, for `store`.
+    // The state is transposed, 16 bytes a unit. Two rows stay free after every eight, so that the rows read at once are
+    // in different banks: eight neighbours for a product, pairs from four groups of eight for `store`.
     __align__(16) T y[kH / 8 * 10][kTile];
     static __device__ __forceinline__ int row(int unit) { return unit + unit / 8 * 2; }
   };
   using Words = uint32_t[2 * kRows];
-  struct Rest {};  // of W there is none that registers have no room for
+  struct Rest {};  // all of W is in registers
 
   template <bool kPacked>
   __device__ __forceinline__ MatrixEngine16(Rest&, const void* w, int64_t H, uint32_t stride, const Tile<kPacked>& tile,
@@ -54,14 +54,14 @@ class MatrixEngine16 {
         row_(tile, lane_ / 4) {
 #pragma unroll
     for (int s = 0; s < 2; ++s) window_[s] = Window(tile, sequence(s));
-    if (H_ == kH) {  // once for all, rather than for each of the loads
+    if (H_ == kH) {  // decided once rather than at each load
       load_weights<true>(static_cast<const T*>(w), transposed);
     } else {
       load_weights<false>(static_cast<const T*>(w), transposed);
     }
   }
 
-  // Of value v.
+  // The sequence and the unit of value v.
   __device__ __forceinline__ int sequence(int v) const { return lane_ % 4 * 2 + v % 2; }
   __device__ __forceinline__ int unit(int v) const { return first_ + v / 2 * 8 + lane_ / 4; }
   __device__ __forceinline__ bool begins(int v, int i) const {
@@ -70,7 +70,7 @@ class MatrixEngine16 {
 
   __device__ __forceinline__ int stored() const { return lane_ / 4; }
 
-  // From a tile's rows [kTile, kPitch].
+  // Reads the thread's values from a tile's rows [kTile, kPitch].
   __device__ __forceinline__ void read(float (&values)[kValues], const T (&tile)[kTile][kPitch]) const {
     uint32_t words[4];
     ptx::ldmatrix_transposed(words, &tile[lane_ % 8][first_ + lane_ / 8 % (2 * kRows) * 8]);
@@ -80,7 +80,7 @@ class MatrixEngine16 {
       values[2 * w + 1] = upper<T>(words[w]);
     }
   }
-  // The state of step i of the walk, as it is published and in words; `row` is that of sequence `stored()`.
+  // Stores the state of step i of the walk, given as published and in words; `row` is that of sequence `stored()`.
   __device__ __forceinline__ void store(void* matrix, uint32_t row, int i, const State& state, const Words&) const {
     // A lane gets kVector neighbours, of sequence g from unit kVector q on: stores of 4 bytes would keep the memory
     // unit busy longer than all else in a step.
@@ -109,7 +109,7 @@ class MatrixEngine16 {
       values[2 * w + 1] = upper<T>(words[w]);
     }
   }
-  // Replaces the words of sequences that have a row at step i, but for padding.
+  // Replaces the words of sequences that have a row at step i, except in the padding.
   template <bool kPacked>
   __device__ __forceinline__ void update(Words& words, const float (&values)[kValues], int i) const {
     uint32_t mask = ~0u;
@@ -127,7 +127,7 @@ class MatrixEngine16 {
     for (int w = 0; w < 2 * kRows; ++w) ptx::store<uint32_t>(&state.y[State::row(unit(2 * w))][sequence(0)], words[w]);
   }
 
-  // Columns of blocks take turns at accumulators of their own, so that an mma needn't wait for the one before it.
+  // Columns of blocks alternate between accumulators of their own, so that an mma does not wait for the one before it.
   static constexpr int kChains = 4 / kRows < kColumns ? 4 / kRows : kColumns;
   using Sum = float[kRows][kChains][4];
   __device__ __forceinline__ void begin(Sum& sum, const float (&values)[kValues]) const {
@@ -169,7 +169,7 @@ class MatrixEngine16 {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const int row = first_ + 16 * m + 8 * (j % 2), column = 16 * k + 8 * (j / 2);
-          // Of W^T, the 8x8 block at (row, column) is W's at (column, row), transposed.
+          // The 8x8 block of W^T at (row, column) is W's block at (column, row), transposed.
           const int from_row = (transposed ? column : row) + g, from_column = (transposed ? row : column) + 2 * q;
           uint32_t pair = 0;
           if (kWhole) {

@@ -36,7 +36,7 @@ struct Window {
   __device__ __forceinline__ bool has(int i) const { return unsigned(i - begin) < unsigned(length); }
 };
 
-// The row of one of the tile's sequences at one step after the other, any number of them; meaningless after the last.
+// Iterates over the rows of one of the tile's sequences, step by step. Rows after the last step are meaningless.
 template <bool kPacked>
 class Rows {
  public:
@@ -53,7 +53,8 @@ class Rows {
   uint32_t row_, step_;
 };
 
-// A warp has the next 32 offsets in its lanes and those after them under way, so that no step waits for memory.
+// The lanes of a warp hold the next 32 offsets, and the 32 after them are being loaded, so that no step waits for
+// memory.
 template <>
 class Rows<true> {
  public:
@@ -88,7 +89,7 @@ class Rows<true> {
   int i_ = 0;
 };
 
-// An element of a row of a matrix: one multiplication, as rows and the bytes of one are 32 bits.
+// The address of an element of a row. The row number and the bytes of a row have 32 bits: one multiplication.
 template <class T>
 __device__ __forceinline__ T* element(void* matrix, uint32_t row, uint32_t stride, int unit) {
   return reinterpret_cast<T*>(static_cast<char*>(matrix) + unit * sizeof(T) +
@@ -103,14 +104,14 @@ __device__ __forceinline__ const T* element(const void* matrix, uint32_t row, ui
 template <class Engine>
 struct Ring {
   using T = typename Engine::Element;
-  // As many as hide the latency of device memory, about 1000 cycles: narrow layers take 250 for a step.
+  // The ring hides the latency of device memory, about 1000 cycles; a step of a narrow layer takes 250.
   static constexpr int kTiles = Engine::kH <= 128 ? 16 : 8;
   static constexpr int kAhead = kTiles - 1;    // tiles that are copied before the first step
   static constexpr int kPending = kTiles - 3;  // groups of copies that may be under way at the end of a step
   __align__(16) T at[kTiles][Engine::kTile][Engine::kPitch];
 };
 
-// A thread's part in copying a tile: 16 bytes of it, or nothing.
+// One thread's part in copying a tile: 16 bytes of it, or nothing.
 template <class Engine, bool kPacked>
 class Copier {
  public:
@@ -123,7 +124,7 @@ class Copier {
         takes_part_(sequence_ < Engine::kTile) {
     if (takes_part_ && uint32_t(unit_) < stride) window_ = Window(tile, sequence_);
   }
-  // This step's rows of `matrix`; zeros where there is none, or where it is not `real`.
+  // Copies this step's rows of `matrix`, or zeros where there is no row or the matrix is not `real`.
   __device__ __forceinline__ void to(Ring<Engine>& ring, const void* matrix, bool real = true) const {
     ptx::copy_if(takes_part_, &ring.at[i_ % Ring<Engine>::kTiles][sequence_][unit_],
                  element<T>(matrix, row_, stride_, unit_), real && window_.has(i_));

@@ -21,7 +21,8 @@ int forward(const StepArgs& args, uintptr_t stream) {
                 ceil_divide(args.H, S::kUnits) * ceil_divide(args.B, S::kSequences), S::kThreads,
                 sizeof(typename S::Shared), stream, Grid::kIndependent, with_alignment);
 }
-// Few sequences: as many blocks as possible share the weights. More: each reads its weights for more of them.
+// With few sequences as many blocks as possible share the weights; with more, a block uses its weights for more of
+// them.
 template <class Kind>
 int forward(const StepArgs& args, uintptr_t stream) {
   return args.B <= 8 ? forward<Kind, 1, 1>(args, stream) : forward<Kind, 2, 4>(args, stream);
@@ -32,7 +33,7 @@ int forward_fma(const StepArgs& args, uintptr_t stream) {
   return launch(step_forward_fma<T>, blocks, 32 * kFmaWarps, 0, stream, Grid::kIndependent, args);
 }
 
-// dpre is stored by the first tile, so there is one even if neither dx nor dh is asked for.
+// The first tile stores dpre, so there is one even if neither dx nor dh is asked for.
 int64_t tiles_for_h(const StepBackwardArgs& args) {
   return args.dh ? ceil_divide(args.H, kBackwardUnits) : args.dx && args.I > 0 ? 0 : 1;
 }

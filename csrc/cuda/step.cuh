@@ -1,9 +1,9 @@
-// One time step, fused: both products in one accumulator, bias and activation on the way out.
+// One time step, fused: both products add to one accumulator, and bias and activation are applied before the store.
 //
 //   out = act([x, h] [W_ih, W_hh]^T + b_ih + b_hh)
 //
-// [x, h] and [W_ih, W_hh] are never made: the sum over K = I + H runs over x and W_ih first and over h and W_hh then.
-// It is computed transposed, W being the larger operand and the left one of an mma, the batch the narrow right one:
+// [x, h] and [W_ih, W_hh] are never formed: the sum over K = I + H runs over x and W_ih first and then over h and W_hh.
+// It is computed transposed: W, the larger operand, is the left one of an mma, and the batch the narrow right one:
 //
 //   out^T [H, B] = W_ih [H, I] x^T [I, B] + W_hh [H, H] h^T [H, B]
 //

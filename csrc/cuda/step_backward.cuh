@@ -2,19 +2,20 @@
 //
 //   dpre = dout act'(out)        dx = dpre W_ih        dh = dpre W_hh
 //
-// As the forward step: transposed, so that the weights are the left operand of an mma, and straight into registers.
+// As in the forward step the product is transposed, so that the weights are the left operand of an mma, and operands
+// are loaded into registers without shared memory between.
 //
 //   [dx, dh]^T [I + H, B] = [W_ih, W_hh]^T [I + H, H] dpre^T [H, B]
 //
 // Who holds what. A block makes 32 columns of dx or of dh for 8 kTiles sequences; its warps share the sum over H.
-// Weights are loaded along their rows and turned in registers (step_parts.cuh). dpre is made from dout and out by every
-// block that needs it, which costs two loads where a kernel before this one would cost a launch; the blocks that make
-// dh's first columns, or dx's where dh is not asked for, also store it, each for its sequences.
+// Weights are loaded along their rows and transposed in registers (step_parts.cuh). Every block that needs dpre
+// computes it from dout and out, which costs two loads; a kernel before this one would cost a launch. The blocks of the
+// first tile, dh's first columns or dx's where dh is not asked for, also store dpre, each for its sequences.
 //
 // The one barrier stands between the writing of the partial sums and their addition. The floor is the forward step's.
 //
-// The weight gradients, sums over the batch, are products that torch's library does well, and for which a single step
-// has no structure to exploit: they are left to it.
+// The weight gradients, sums over the batch, are left to torch's matrix products: a single step has no structure that a
+// kernel could exploit.
 #pragma once
 
 #include "step.cuh"
@@ -24,8 +25,7 @@ namespace cuda {
 
 struct StepBackwardLaunch {
   StepBackwardArgs step;
-  int64_t x_tiles,
-      h_tiles;  // blocks of columns of dx and of dh; 0 where not asked for. One of dh's at least stores dpre
+  int64_t x_tiles, h_tiles;   // blocks of 32 columns of dx and of dh; 0 where not asked for, but not both
   bool x_aligned, h_aligned;  // rows of W_ih, of W_hh and dout and out begin at multiples of 16 bytes
 };
 

@@ -3,11 +3,11 @@
 //   out = act([x, h] [W_ih, W_hh]^T + b_ih + b_hh)
 //   dpre = dout act'(out)        dx = dpre W_ih        dh = dpre W_hh
 //
-// Forward, a warp makes kOutputs hidden units of kOutputs sequences, its lanes sharing the sum over K: lane l takes
-// columns l, l + 32, ..., so that a warp's loads are contiguous, and the lanes' sums are added at the end. Backward, a
+// Forward, a warp makes kOutputs hidden units of kOutputs sequences, and its lanes share the sum over K: lane l takes
+// columns l, l + 32, ..., so that a warp's loads are contiguous; the lanes' sums are added at the end. Backward, a
 // thread makes one column of dx or dh for kOutputs sequences, its neighbours the neighbouring columns, and the block's
-// warps share the sum over H. These are the simplest kernels that read the weights contiguously; large batches are
-// better off elsewhere.
+// warps share the sum over H. These are the simplest kernels that read the weights contiguously; they are not made for
+// large batches.
 #pragma once
 
 #include "step_parts.cuh"

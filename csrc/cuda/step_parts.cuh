@@ -1,11 +1,12 @@
 // What the fused step's kernels share: operands in 16-byte pieces, their products, and the sum over a block's warps.
 //
-// A step is bound by reading the weights once, from L2 or memory, so operands go straight into registers: 16 bytes a
-// lane and load, with no shared memory between. The order of a sum's terms is free, and is chosen so that the 16 bytes
-// that a lane loads are just the elements that it has to have: lane = 4 g + q takes columns k + q * kPiece .. of row g.
+// A step is bound by reading the weights once, from L2 or memory, so operands are loaded into registers, 16 bytes a
+// lane and load, without shared memory between. The order of a sum's terms is free. It is chosen so that the 16 bytes
+// that a lane loads are the elements that the mma needs from it: of row g, lane = 4 g + q takes columns from
+// k + q * kPiece on.
 //
-// A block's warps share the K dimension: warp w takes chunks w, w + kWarps, ... and the partial sums meet in shared
-// memory at the end. The order of every sum depends on nothing but K.
+// A block's warps share the K dimension: warp w takes chunks w, w + kWarps, ... and the partial sums are added in
+// shared memory at the end. The order of every sum depends on K alone.
 #pragma once
 
 #include "contract.h"
@@ -28,15 +29,15 @@ struct Product {  // bf16, f16
   }
   static __device__ __forceinline__ uint32_t rounded(uint32_t word) { return word; }
 
-  // dpre of a word's two elements, from dout and out.
+  // dpre of the two elements of a word, from dout and out.
   static __device__ __forceinline__ uint32_t derivative(uint32_t dout, uint32_t out, Activation activation) {
     return pack<Kind>(lower<Kind>(dout) * derivative_of(activation, lower<Kind>(out)),
                       upper<Kind>(dout) * derivative_of(activation, upper<Kind>(out)));
   }
 
-  // W^T's fragments from loads of W, 16 bytes along a row: of piece j, lane (g, q) loads row row(j, g, q), columns
-  // from column(g, q). After `turn`, word p of piece j belongs to W^T's row transposed_row(p, g), columns q * kPiece +
-  // 2j and + 2j + 1, as if W^T had been there to load pieces from.
+  // Fragments of W^T are made from loads of W, 16 bytes along a row. Of piece j, lane (g, q) loads row row(j, g, q),
+  // columns from column(g, q). After `turn`, word p of piece j belongs to W^T's row transposed_row(p, g), columns q *
+  // kPiece + 2j and + 2j + 1, as if pieces had been loaded from W^T.
   static __device__ __forceinline__ int row(int j, int g, int) { return g / 2 * kPiece + 2 * j + g % 2; }
   static __device__ __forceinline__ int column(int, int q) { return 8 * q; }
   static __device__ __forceinline__ int transposed_row(int p, int g) { return g / 2 * 8 + 2 * p + g % 2; }
@@ -57,7 +58,7 @@ struct Product<Tf32> {
     return ptx::as_bits(ptx::as_float(dout) * derivative_of(activation, ptx::as_float(out)));
   }
 
-  // A word is an element, so nothing need be exchanged: word p of piece j is W^T's row 4 g + p, column 4 q + j.
+  // A word is one element, so lanes exchange nothing: word p of piece j is W^T's row 4 g + p, column 4 q + j.
   static __device__ __forceinline__ int row(int j, int, int q) { return q * kPiece + j; }
   static __device__ __forceinline__ int column(int g, int) { return 4 * g; }
   static __device__ __forceinline__ int transposed_row(int p, int g) { return 4 * g + p; }
@@ -75,8 +76,8 @@ __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a0)[4],
   }
 }
 
-// Elements at .. at + 16 bytes of a row of `size` elements; zeros beyond its end, and if not `valid`. `aligned`: every
-// row begins at a multiple of 16 bytes and has a multiple of 16 bytes.
+// Loads the elements at .. at + 16 bytes of a row of `size` elements, zeros beyond its end and if not `valid`.
+// `aligned`: every row begins at a multiple of 16 bytes and its length is one.
 template <class T>
 __device__ __forceinline__ void load_piece(uint32_t (&piece)[4], const T* row, int64_t at, int64_t size, bool aligned,
                                            bool valid) {
@@ -112,7 +113,7 @@ inline bool aligned_rows(const void* matrix, int64_t columns, int element) {
 // The warps' partial sums of a tile of kSequences rows of kUnits elements.
 template <int kSequences, int kUnits, int kWarps>
 struct Partial {
-  float sums[kWarps][kSequences][kUnits + 1];  // 1: lanes of a warp write down a column
+  float sums[kWarps][kSequences][kUnits + 1];  // + 1: the lanes of a warp write a column without bank conflicts
 
   __device__ __forceinline__ float total(int sequence, int unit) const {
     float sum = 0.0f;

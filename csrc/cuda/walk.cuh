@@ -1,7 +1,7 @@
 // Where the rows of a sequence lie, and how long it is: dense and packed batches as one thing.
 //
 // Row (t, b) is offset(t) + b. Batches only shrink from step to step, so sequence b has a row at the steps t <
-// length(b) and none after; a block whose first sequence is b0 has nothing to do from step length(b0) on.
+// length(b) and none after. A block whose first sequence is b0 has nothing to do from step length(b0) on.
 #pragma once
 
 #include "contract.h"

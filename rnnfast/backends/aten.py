@@ -1,8 +1,8 @@
 """torch's own kernels (ATen on the CPU, cuDNN on CUDA), called as torch.nn's modules call them.
 
-torch's backward needs what torch's forward saved, which the contract has no room for. So the backward
-here is that of eager; wherever torch can differentiate its own call (everywhere but in captured graphs)
-`rnnfast.functional` uses `torch_step` and `torch_sequence` and never gets here.
+torch's backward needs tensors that torch's forward saved, which the contract does not pass on. The backward
+here is therefore that of eager. Wherever torch can differentiate its own call, which is everywhere but in
+captured graphs, `rnnfast.functional` calls `torch_step` and `torch_sequence` instead.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def torch_sequence(
 ) -> tuple[Tensor, Tensor]:  # out, h_n like h0
     """One layer in torch's own operator, differentiable by torch.
 
-    torch offers the reverse direction only as half of a bidirectional layer, so here the rows of each
-    sequence are turned round instead, before and after.
+    torch offers the reverse direction only as half of a bidirectional layer, so the rows of each sequence are
+    reversed before the call and after it.
     """
-    if h0.dim() < 3:
+    if isinstance(h0, Tensor) and h0.dim() < 3:
         walk = (nonlinearity, batch_sizes, reverse)
-        out, h_n = torch_sequence(x, h0.unsqueeze(0), weight_ih, weight_hh, bias_ih, bias_hh, *walk)
+        out, h_n = torch_sequence(x, torch.unsqueeze(h0, 0), weight_ih, weight_hh, bias_ih, bias_hh, *walk)
         return out, h_n.squeeze(0)
     layer = torch.rnn_tanh if nonlinearity == "tanh" else torch.rnn_relu
     weights = [weight_ih, weight_hh]
@@ -63,7 +63,7 @@ def torch_sequence(
     training = torch.is_grad_enabled() or tracing()  # a trace may later be differentiated
     rest = (h0, weights, has_biases, 1, 0.0, training, False)
     if batch_sizes is None:
-        out, h_n = layer(x.flip(0) if reverse else x, *rest, False)
+        out, h_n = layer(torch.flip(x, (0,)) if reverse else x, *rest, False)
         return (out.flip(0) if reverse else out), h_n
     if not reverse:
         return layer(x, batch_sizes, *rest)
@@ -73,15 +73,17 @@ def torch_sequence(
 
 
 def _reversed_rows(batch_sizes: Tensor, batch: int) -> Tensor:
-    """For each packed row the row that takes its place when every sequence is turned round.
+    """For each packed row the row that takes its place when every sequence is reversed.
 
     In operators and shapes alone, so that `torch.jit.trace` records it for any batch.
     """
-    sequences = torch.arange(batch)
+    sequences = torch.arange(batch, device=batch_sizes.device)
     present = sequences < batch_sizes.unsqueeze(1)  # [T, B]
     lengths = present.sum(0)
     starts = batch_sizes.cumsum(0) - batch_sizes
-    steps = (lengths - 1 - torch.arange(batch_sizes.shape[0]).unsqueeze(1))[present]
+    steps = (lengths - 1 - torch.arange(batch_sizes.shape[0], device=batch_sizes.device).unsqueeze(1))[
+        present
+    ]
     return starts[steps] + sequences.expand_as(present)[present]
 
 

@@ -5,7 +5,9 @@ tensors. It knows nothing of autograd, modules or argument checking: the layers 
 of one dtype on one device, contiguous, with consistent shapes.
 
 The only thing saved for backward is the output, because both activations can be differentiated from
-it: tanh' = 1 - h^2 and relu' = [h > 0].
+it: tanh' = 1 - h^2 and relu' = [h > 0]. Of the other tensors a backward pass may read what the gradients
+asked for need and no more: x for dW_ih, h0 for dW_hh, W_ih for dx, W_hh for dh0 and in every sequence. The
+others have the right shape, but no memory behind it.
 
 Notation: T steps, B sequences, I inputs, H hidden units, R rows. Rows are time-major: a dense batch has
 R = T * B rows, a packed one has R = sum(batch_sizes), batch_sizes being non-increasing. With
@@ -36,11 +38,10 @@ class Problem:
     deterministic: bool = False  # torch.are_deterministic_algorithms_enabled()
 
 
-# Named tuples: one of each is made in every backward pass, and a frozen dataclass takes three times as long.
-
-
+# Grads and Needs are named tuples: one of each is made in every backward pass, and a frozen dataclass takes
+# three times as long.
 class Grads(NamedTuple):
-    """Gradients of one layer; None for those that were not asked for.
+    """Gradients of one layer, None for those that are not needed.
 
     `bias` serves both b_ih and b_hh: they enter as a sum, so their gradients are equal.
     """
@@ -72,7 +73,7 @@ class Backend:
         raise NotImplementedError
 
     def details(self) -> str:
-        """What `rnnfast.show_config` adds to the name of an available backend: its instruction set, say."""
+        """What `rnnfast.show_config` adds to the name of an available backend, as its instruction set."""
         return ""
 
     def refuses(self, problem: Problem) -> Optional[str]:

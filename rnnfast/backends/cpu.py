@@ -1,11 +1,10 @@
 """The native CPU kernels (csrc/cpu): vectorised, threaded, bitwise reproducible.
 
-Every output element is one chain of multiply-adds in a fixed order, whatever the batch around it and however
-many threads share the work. So results are the same bits from run to run, on any number of threads, and for a
-sequence in any batch. One choice looks at more than the layer's own sizes: the shortest sequences read the
-weights in place rather than packing them (`STEPWISE`), which takes another order. It depends on the number of
-steps alone, is never made for packed sequences, whose number of steps is that of the longest, and is not made
-under `torch.use_deterministic_algorithms(True)`.
+Every output element is one chain of multiply-adds in an order that depends neither on the batch nor on the
+number of threads. Results are therefore the same bits from run to run, on any number of threads, and for a
+sequence in any batch. There is one exception: dense sequences of up to `STEPWISE` steps read the weights in
+place rather than packing them, which adds in another order. It does not apply to packed sequences, whose
+number of steps is that of the longest, nor under `torch.use_deterministic_algorithms(True)`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ except ImportError as error:
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ACTIVATIONS = {"tanh": 0, "relu": 1}
 
-# Up to this many steps a dense sequence runs as fused steps: too few for packing the weights to pay.
+# Up to this many steps a dense sequence runs as fused steps, which need no packed weights.
 STEPWISE = 4
 
 
@@ -59,20 +58,21 @@ class CpuBackend(Backend):
         bias_hh: Optional[Tensor],
         nonlinearity: str,
     ) -> Tensor:
+        (batch, inputs), hidden, dtype = x.shape, h.shape[1], x.dtype
         out = torch.empty_like(h)
         native.step(
-            DTYPES[x.dtype],
+            DTYPES[dtype],
             ACTIVATIONS[nonlinearity],
-            h.shape[0],
-            x.shape[1],
-            h.shape[1],
-            x.data_ptr(),
-            h.data_ptr(),
-            weight_ih.data_ptr(),
-            weight_hh.data_ptr(),
-            _address(bias_ih),
-            _address(bias_hh),
-            out.data_ptr(),
+            batch,
+            inputs,
+            hidden,
+            _address(x, dtype, batch, inputs),
+            _address(h, dtype, batch, hidden),
+            _address(weight_ih, dtype, hidden, inputs),
+            _address(weight_hh, dtype, hidden, hidden),
+            _address(bias_ih, dtype, hidden),
+            _address(bias_hh, dtype, hidden),
+            _address(out, dtype, batch, hidden),
             get_num_threads(),
         )
         return out
@@ -104,29 +104,28 @@ class CpuBackend(Backend):
         batch_sizes: Optional[Tensor],
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
-        rows, input_size = x.shape
-        batch, hidden_size = h0.shape
+        (rows, inputs), (batch, hidden), dtype = x.shape, h0.shape, x.dtype
         steps = _steps(rows, batch, batch_sizes)
-        out = x.new_empty(rows, hidden_size)
+        out = x.new_empty(rows, hidden)
         h_n = torch.empty_like(h0)
         native.sequence(
-            DTYPES[x.dtype],
+            DTYPES[dtype],
             ACTIVATIONS[nonlinearity],
             steps,
             batch,
-            input_size,
-            hidden_size,
-            _address(batch_sizes),
+            inputs,
+            hidden,
+            _address(batch_sizes, torch.int64, steps),
             reverse,
             batch_sizes is None and steps <= STEPWISE and not are_deterministic_algorithms_enabled(),
-            x.data_ptr(),
-            h0.data_ptr(),
-            weight_ih.data_ptr(),
-            weight_hh.data_ptr(),
-            _address(bias_ih),
-            _address(bias_hh),
-            out.data_ptr(),
-            h_n.data_ptr(),
+            _address(x, dtype, rows, inputs),
+            _address(h0, dtype, batch, hidden),
+            _address(weight_ih, dtype, hidden, inputs),
+            _address(weight_hh, dtype, hidden, hidden),
+            _address(bias_ih, dtype, hidden),
+            _address(bias_hh, dtype, hidden),
+            _address(out, dtype, rows, hidden),
+            _address(h_n, dtype, batch, hidden),
             get_num_threads(),
         )
         return out, h_n
@@ -145,36 +144,36 @@ class CpuBackend(Backend):
         reverse: bool,
         needs: Needs,
     ) -> Grads:
-        rows, input_size = x.shape
-        batch, hidden_size = h0.shape
+        (rows, inputs), (batch, hidden), dtype = x.shape, h0.shape, x.dtype
+        steps = _steps(rows, batch, batch_sizes)
         grads = Grads(
-            x=torch.empty_like(x) if needs.x else None,
-            h0=torch.empty_like(h0) if needs.h0 else None,
-            weight_ih=torch.empty_like(weight_ih) if needs.weight_ih else None,
-            weight_hh=torch.empty_like(weight_hh) if needs.weight_hh else None,
-            bias=x.new_empty(hidden_size) if needs.bias else None,
+            x=x.new_empty(rows, inputs) if needs.x else None,
+            h0=h0.new_empty(batch, hidden) if needs.h0 else None,
+            weight_ih=weight_ih.new_empty(hidden, inputs) if needs.weight_ih else None,
+            weight_hh=weight_hh.new_empty(hidden, hidden) if needs.weight_hh else None,
+            bias=x.new_empty(hidden) if needs.bias else None,
         )
         native.sequence_backward(
-            DTYPES[x.dtype],
+            DTYPES[dtype],
             ACTIVATIONS[nonlinearity],
-            _steps(rows, batch, batch_sizes),
+            steps,
             batch,
-            input_size,
-            hidden_size,
-            _address(batch_sizes),
+            inputs,
+            hidden,
+            _address(batch_sizes, torch.int64, steps),
             reverse,
-            _address(grad_out),
-            _address(grad_hn),
-            x.data_ptr(),
-            h0.data_ptr(),
-            weight_ih.data_ptr(),
-            weight_hh.data_ptr(),
-            out.data_ptr(),
-            _address(grads.x),
-            _address(grads.h0),
-            _address(grads.weight_ih),
-            _address(grads.weight_hh),
-            _address(grads.bias),
+            _address(grad_out, dtype, rows, hidden),
+            _address(grad_hn, dtype, batch, hidden),
+            _address(x, dtype, rows, inputs) if needs.weight_ih else 0,
+            _address(h0, dtype, batch, hidden) if needs.weight_hh else 0,
+            _address(weight_ih, dtype, hidden, inputs) if needs.x else 0,
+            _address(weight_hh, dtype, hidden, hidden) if needs.h0 or steps > 1 else 0,
+            _address(out, dtype, rows, hidden),
+            _address(grads.x, dtype, rows, inputs),
+            _address(grads.h0, dtype, batch, hidden),
+            _address(grads.weight_ih, dtype, hidden, inputs),
+            _address(grads.weight_hh, dtype, hidden, hidden),
+            _address(grads.bias, dtype, hidden),
             get_num_threads(),
         )
         return grads
@@ -189,20 +188,21 @@ class CpuBackend(Backend):
         reverse: bool = False,
     ) -> Tensor:  # h_n [B, H]
         """The recurrence alone, in place, for benchmarks: ``h_t = act(pre_t + h_{t-1} W_hh^T)``."""
-        batch, hidden_size = h0.shape
+        rows, (batch, hidden), dtype = pre.shape[0], h0.shape, pre.dtype
+        steps = _steps(rows, batch, batch_sizes)
         h_n = torch.empty_like(h0)
         native.recurrence(
-            DTYPES[pre.dtype],
+            DTYPES[dtype],
             ACTIVATIONS[nonlinearity],
-            _steps(pre.shape[0], batch, batch_sizes),
+            steps,
             batch,
-            hidden_size,
-            _address(batch_sizes),
+            hidden,
+            _address(batch_sizes, torch.int64, steps),
             reverse,
-            h0.data_ptr(),
-            weight_hh.data_ptr(),
-            pre.data_ptr(),
-            h_n.data_ptr(),
+            _address(h0, dtype, batch, hidden),
+            _address(weight_hh, dtype, hidden, hidden),
+            _address(pre, dtype, rows, hidden),
+            _address(h_n, dtype, batch, hidden),
             get_num_threads(),
         )
         return h_n
@@ -214,5 +214,25 @@ def _steps(rows: int, batch: int, batch_sizes: Optional[Tensor]) -> int:
     return rows // batch if batch else 0
 
 
-def _address(tensor: Optional[Tensor]) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _address(tensor: Optional[Tensor], dtype: torch.dtype, *shape: int) -> int:
+    """Where a tensor lies in memory, 0 for None: the last look before a kernel, new tensors included.
+
+    Raises:
+        RuntimeError: it isn't what the kernel takes it for.
+    """
+    if tensor is None:
+        return 0
+    address = tensor.data_ptr()
+    if (
+        tensor.dtype is not dtype
+        or tensor.shape != shape
+        or not tensor.is_cpu
+        or not tensor.is_contiguous()
+        or tensor.is_neg()
+        or (address == 0 and tensor.numel() > 0)
+    ):
+        raise RuntimeError(
+            f"a kernel takes {list(shape)}, contiguous, of {dtype} on the CPU;"
+            f" got {list(tensor.shape)} {tensor.dtype} on {tensor.device}"
+        )
+    return address

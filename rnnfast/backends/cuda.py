@@ -9,7 +9,11 @@ uses atomics or splits a sum by the batch: results do not depend on the run nor,
 it is in.
 
 Nothing here waits for the device, and memory comes from torch's allocator, so that calls can be captured in a
-CUDA graph.
+CUDA graph. Packed sequences are an exception (see `recurrence`).
+
+Python limits small layers. On an H200 a call of 32 steps with H of 64 or 128 outside bfloat16 takes 74 to 182
+us forward and 640 to 1100 us in training whatever it computes, cuDNN's 62 to 148 and 490 to 980. A training
+call is nine launches; the gradients of the biases and the second product of W_hh's gradient could be spared.
 """
 
 from __future__ import annotations
@@ -115,7 +119,7 @@ class CudaBackend(RecurrenceBackend):
         sizes = (h.shape[0], x.shape[1], h.shape[1])
         tensors = (grad, out, weight_ih, weight_hh, dpre, dx, dh)
         self._launch("step_backward", h, nonlinearity, dict(zip("BIH", sizes, strict=True)), sizes, tensors)
-        # Sums over the batch are plain products, and large enough to pay only where torch's are good at them.
+        # The sums over the batch are plain products, which torch computes.
         with unrecorded(), products_as_cudnn(x.dtype):
             columns = dpre.t()
             return Grads(
@@ -193,7 +197,7 @@ class CudaBackend(RecurrenceBackend):
     def _fault(self, device: torch.device) -> int:
         """The address of a word in which grid kernels on `device` report that they waited in vain.
 
-        They are not waited for, so a fault of an earlier call is what this finds, and raises.
+        Nothing waits for these kernels, so this finds, and raises, the fault of an earlier call.
         """
         if device not in self._faults:
             self._faults[device] = self._pinned_word()
@@ -240,7 +244,7 @@ class CudaBackend(RecurrenceBackend):
             )
 
     def _on(self, tensor: Tensor) -> AbstractContextManager[object]:
-        """Makes the tensor's device current. To ask first takes less than to change nothing."""
+        """Makes the tensor's device current. Comparing takes less time than setting the same one."""
         return nullcontext() if tensor.get_device() == current_device() else torch.cuda.device(tensor.device)
 
     def _stream(self, tensor: Tensor) -> int:
@@ -252,7 +256,7 @@ def _current_stream(device: int) -> int:
     return torch.cuda.current_stream(device).cuda_stream
 
 
-# Without the object around it, where torch has that (Triton relies on it, too): half of a launch's time.
+# The stream without a Python object around it, which would take half of a launch's time. Triton uses it, too.
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _current_stream)
 
 

@@ -1,4 +1,4 @@
-"""How exact float32 products on the GPU are: as torch.nn.RNN's, which cuDNN may compute in TF32.
+"""The precision of float32 products on the GPU: that of torch.nn.RNN's, which cuDNN may compute in TF32.
 
 torch has one setting for the products of cuDNN's RNNs (`torch.backends.cudnn.allow_tf32`, on by default) and
 one for its own (`torch.backends.cuda.matmul.allow_tf32`, off by default). A drop-in for nn.RNN follows the
@@ -21,7 +21,7 @@ def _write(backend: str, operator: str, precision: str) -> None:
     torch.backends.cuda.matmul.fp32_precision = precision
 
 
-# What the public attributes do, in 0.2 us rather than 3; asked four times in a training call.
+# These read and write what the public attributes do, in 0.2 us rather than 3, four times in a training call.
 _precision = getattr(torch._C, "_get_fp32_precision_getter", _read)
 _set_precision = getattr(torch._C, "_set_fp32_precision_setter", _write)
 _NOTHING = nullcontext()
@@ -33,12 +33,12 @@ def tf32() -> bool:
 
 
 def unrecorded() -> AbstractContextManager[None]:
-    """torch.no_grad() where autograd is recording at all: a Function's methods are called without."""
+    """torch.no_grad() if autograd is recording, else nothing, as in the methods of an autograd Function."""
     return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
 
 
 def products_as_cudnn(dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Within, torch's matrix products of `dtype` on CUDA follow cuDNN's setting, which is the process's."""
+    """A context in which torch's products of `dtype` on CUDA follow cuDNN's setting, process-wide."""
     if dtype is not torch.float32:
         return _NOTHING
     before, wanted = _precision("cuda", "matmul"), "tf32" if tf32() else "ieee"
@@ -48,7 +48,7 @@ def products_as_cudnn(dtype: torch.dtype) -> AbstractContextManager[None]:
 
 
 class _Multiplying(AbstractContextManager[None]):
-    """A class, as contextlib's decorator takes 2 us more."""
+    """The context of `products_as_cudnn`; contextlib's decorator would take 2 us more."""
 
     def __init__(self, wanted: str, before: str) -> None:
         self._wanted, self._before = wanted, before

@@ -1,7 +1,10 @@
-"""What the GPU backends share: all of a layer that is not sequential.
+"""The base of the GPU backends: all of a layer that is not sequential.
 
-The input product is hoisted out of the recurrence and the weight gradients follow it, as a few large matrix
-products in torch. A backend derived from this one supplies the recurrence itself and single steps.
+The input product comes before the recurrence and the weight gradients after it, as a few large products in
+torch. A backend derived from this one supplies the recurrence itself and single steps.
+
+A packed call copies the offsets of its steps from ordinary memory to the device, so it cannot be captured in
+a CUDA graph.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ class RecurrenceBackend(Backend):
         bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
         with unrecorded(), products_as_cudnn(x.dtype):
             pre = linear(x, weight_ih, bias)
-        if pre.shape[0] == 0:
+        if pre.numel() == 0:
             return pre, h0.clone()
         walk = _walk(x, h0, batch_sizes, reverse)
         return self.recurrence_forward(pre, h0, weight_hh, nonlinearity, walk)
@@ -85,7 +88,7 @@ class RecurrenceBackend(Backend):
         needs: Needs,
     ) -> Grads:
         walk = _walk(x, h0, batch_sizes, reverse)
-        if out.shape[0] == 0:
+        if out.numel() == 0:
             dpre, dh0 = torch.empty_like(out), torch.empty_like(h0)
         else:
             dpre, dh0 = self.recurrence_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, walk)
@@ -132,8 +135,8 @@ def _previous_rows(walk: Walk) -> Tensor:  # [R]
     sizes = walk.sizes
     assert sizes is not None
     starts = sizes.cumsum(0) - sizes
-    step = torch.arange(walk.steps).repeat_interleave(sizes)
-    sequence = torch.arange(len(step)) - starts[step]
+    step = torch.arange(walk.steps, device=sizes.device).repeat_interleave(sizes)
+    sequence = torch.arange(len(step), device=sizes.device) - starts[step]
     before = step + 1 if walk.reverse else step - 1
     started = torch.zeros_like(step, dtype=torch.bool)
     inside = (before >= 0) & (before < walk.steps)

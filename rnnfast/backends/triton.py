@@ -88,7 +88,7 @@ class TritonBackend(RecurrenceBackend):
     ) -> Grads:
         from ..kernels import step
 
-        # An empty batch launches nothing, and its weight gradients are zero.
+        # The weight gradients of an empty batch are zero, and nothing is launched.
         new = torch.empty_like if x.shape[0] else torch.zeros_like
         grads = Grads(
             x=new(x) if needs.x else None,
@@ -236,5 +236,5 @@ def _steps(walk: Walk, descending: bool) -> list[tuple[int, int]]:
 
 
 def _on(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device: make it the tensor's."""
+    """Makes the tensor's device current, on which Triton launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

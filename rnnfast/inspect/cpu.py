@@ -41,7 +41,7 @@ def kernels() -> dict[str, str]:
 def inspect(name: str, options: Options) -> Report:
     isa = backend.native.instruction_set()
     if options.dtype != "bf16":
-        isa = isa.removesuffix("bf16")  # such a set has bfloat16 alone, see csrc/cpu/kernels.inc
+        isa = isa.removesuffix("bf16")  # such a set serves bfloat16 alone, see csrc/cpu/kernels.inc
     symbol = _symbol(name, isa, options)
     text = _run(
         "objdump", "-d", "--no-show-raw-insn", "-C", f"--disassemble={symbol}", backend.native.__file__
@@ -65,7 +65,7 @@ def inspect(name: str, options: Options) -> Report:
 
 
 def _symbol(name: str, isa: str, options: Options) -> str:
-    """The function of that name for a type and activation; of `tile` the one with most code."""
+    """The function of that name for a type and activation; for `tile` the instantiation with most code."""
     kind = _TYPES[options.dtype]
     kind = kind if kind in ("float", "double") else f"rnnfast::{isa}::{kind}"
     if name == "tile":

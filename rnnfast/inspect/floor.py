@@ -3,7 +3,8 @@
 A step is a chain: the exchange of h through shared memory, the products of one warp, the activation, and the
 barriers between them. The model adds up the latencies of that chain, and takes the larger of what the matrix
 units and the shared memory need for the work itself. The latencies are those of an H100, measured by
-`bench.gpu_latency` (bench/results/gpu-h100.json): use the result to compare kernels, not to promise times.
+`python -m bench latency` (bench/results/h100/device.json): use the result to compare kernels, not to promise
+times.
 """
 
 from __future__ import annotations

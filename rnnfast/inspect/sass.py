@@ -1,7 +1,7 @@
-"""Reading NVIDIA machine code: what a kernel takes, and the instructions of its main loop.
+"""Reads NVIDIA machine code: a kernel's resources and the instructions of its main loop.
 
-Works on any cubin or ELF with device code, from Triton or nvcc, with the disassembler that comes with
-Triton's package or with the CUDA toolkit. Needs no GPU.
+The input is any cubin or ELF with device code, from Triton or nvcc. The disassembler is that of Triton's
+package or of the CUDA toolkit. No GPU is needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Optional
 
-# The classes of instructions that decide how long a step takes; the first that matches.
+# The classes of instructions that decide how long a step takes. An instruction is in the first that matches.
 CLASSES = {
     "matrix multiply": r"(HMMA|IMMA|DMMA|HGMMA|UTCHMMA)",
     "barrier": r"(BAR|SYNCS|WARPSYNC|ERRBAR|MEMBAR)",
@@ -71,7 +71,7 @@ def run(name: str, *arguments: str) -> str:
 
 
 def resources(path: str, architecture: Optional[str] = None) -> dict[str, Resources]:
-    """What each kernel in a file of device code takes, by its (mangled) name."""
+    """The resources of each kernel in a file of device code, by its (mangled) name."""
     text = run("cuobjdump", "--dump-resource-usage", *_only(architecture), path)
     pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
     return {name: Resources(*map(int, numbers)) for name, *numbers in re.findall(pattern, text)}

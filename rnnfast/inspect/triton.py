@@ -73,7 +73,7 @@ def inspect(name: str, options: Options) -> Report:
 
 
 def table(arch: int) -> str:
-    """What every row of the configuration table takes on an architecture, as Markdown."""
+    """The resources of every row of the configuration table on an architecture, as Markdown."""
     from ..kernels import table as rows
 
     lines = [
@@ -98,7 +98,7 @@ def architectures() -> list[int]:
         if sass.tool(assembler):
             assembled.update(re.findall(r"'sm_(\d+)'", sass.run(assembler, "--help")))
     read = set(re.findall(r"'SM(\d+)'", sass.run("nvdisasm", "--help")))
-    # Triton has no matrix instructions, which every kernel here is made of, for less than 80.
+    # Triton makes the matrix instructions that the kernels need for 80 and newer.
     return sorted(int(name) for name in assembled & read if int(name) >= 80)
 
 

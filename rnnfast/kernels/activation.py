@@ -30,7 +30,7 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _tanh(x):
-    # Selected by comparison, not minimum and maximum, so that NaN stays NaN. Beyond 9.02 tanh rounds to +-1.
+    # tanh rounds to +-1 beyond 9.02. A comparison limits x, since minimum and maximum would drop a NaN.
     x = tl.where(x > 9.02, 9.02, x)
     x = tl.where(x < -9.02, -9.02, x)
     u = x * x
@@ -50,7 +50,7 @@ def _tanh(x):
 
 @triton.jit
 def activation_backward(grad, h, ACTIVATION: tl.constexpr):
-    """The gradient before the activation, from the one behind it and the output."""
+    """The gradient of the pre-activation, from the gradient of the output `h` and `h` itself."""
     if ACTIVATION == "relu":
         return tl.where(h <= 0.0, 0.0, grad)
     else:

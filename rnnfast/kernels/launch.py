@@ -40,8 +40,8 @@ class Launch:
     def options(self) -> dict[str, Any]:
         options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
         if torch.version.hip is None:
-            # All the registers that there are: by itself the assembler spills a little to fit more programs
-            # on a multiprocessor (8 bytes in two kernels for sm_90), which brings nothing here.
+            # A thread may use all registers that there are. By itself the assembler spills a little to fit
+            # more programs on a multiprocessor (8 bytes in two kernels for sm_90), which gains nothing here.
             options["maxnreg"] = min(255, 65536 // (32 * self.warps))
         return options
 
@@ -65,8 +65,8 @@ class Launch:
     def compile(self, arch: int) -> Any:
         """Compiles for NVIDIA's architecture `arch` (80, 90, ...), without a GPU.
 
-        What Triton learns from the arguments of a real launch is told here: integers of value 1 are
-        constants; pointers, and integers that are multiples of 16, are marked as such.
+        The specialisation that Triton derives from the arguments of a real launch is given explicitly:
+        integers of value 1 are constants; pointers and integers are marked if they are multiples of 16.
         """
         varying = {p.name for p in self.kernel.params if p.do_not_specialize}
         signature, constants, attributes = {}, {}, {}
@@ -91,7 +91,7 @@ class Launch:
 
 
 def cover(length: int, tile: int) -> int:
-    """How many tiles cover a length."""
+    """The number of tiles that cover a length."""
     return -(-length // tile)
 
 

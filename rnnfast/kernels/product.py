@@ -1,8 +1,8 @@
 """The tile product that the step kernels are made of: acc[m, n] += sum over k of a[m, k] b[k, n].
 
-Every operand is a pointer and two strides, so that transposes and the two halves of the concatenated
-product [x, h] [W_ih, W_hh]^T are all the same loop. Masks cover the edges of m, n and k; what they hide
-counts as zero.
+Every operand is a pointer and two strides, so that one loop serves transposes and both halves of the
+concatenated product [x, h] [W_ih, W_hh]^T. Masks cover the edges of m, n and k; masked elements are
+zero.
 """
 
 import triton
@@ -14,13 +14,13 @@ from .activation import activation_backward
 @triton.jit
 def multiply(
     acc,  # [BLOCK_M, BLOCK_N] float32, updated
-    a,  # element (m, k) at a + m * a_m + k * a_k
+    a,  # [M, K]: element (m, k) at a + m * a_m + k * a_k
     a_m,
     a_k,
-    h,  # like a: where given, a stands for activation_backward(a, h); else None
+    h,  # [M, K], strides like a's, or None; where given, activation_backward(a, h) takes the place of a
     m0,  # int64, the first row of the tile
     M,
-    b,  # element (k, n) at b + k * b_k + n * b_n
+    b,  # [K, N]: element (k, n) at b + k * b_k + n * b_n
     b_k,
     b_n,
     n0,  # int64, the first column of the tile
@@ -30,7 +30,7 @@ def multiply(
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    # 64 bits for where a tile begins, 32 inside it: offsets of every element in 64 bits would spill.
+    # A tile's position has 64 bits and offsets inside it 32: 64 bits for every element would spill.
     m = tl.arange(0, acc.shape[0])
     n = tl.arange(0, acc.shape[1])
     k = tl.arange(0, BLOCK_K)

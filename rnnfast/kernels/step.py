@@ -4,15 +4,17 @@
     backward   dpre = grad act'(out);  db = sum dpre
                [dx, dh] = dpre [W_ih, W_hh];  [dW_ih, dW_hh] = dpre^T [x, h]
 
-Forward: one program per tile [BLOCK_M rows, BLOCK_N units]; one accumulator runs over K = I + H, first over x
-and W_ih, then over h and W_hh, so that the concatenation exists only as the order of two loops. Bias and
-activation are applied to the accumulator before its only store.
+Forward: one program per tile [BLOCK_M rows, BLOCK_N units]. One accumulator runs over K = I + H, first over x
+and W_ih, then over h and W_hh, so that the concatenation is never formed. Bias and activation are applied to
+the accumulator before its only store.
 
-Backward: dpre is never stored. Both kernels compute it from grad and out as they load them. One gives dx and
-dh, which are neighbouring tiles of one product; the other gives the weight gradients, again neighbouring
-tiles, each the sum over all B rows in one program: no atomics, so the same bits in every run.
+Backward: dpre is never stored. Both kernels compute it from grad and out as they load them. One computes dx
+and dh, which are neighbouring tiles of one product. The other computes the weight gradients, again as
+neighbouring tiles, each the sum over all B rows in one program. There are no atomics, so every run gives the
+same bits.
 
-Memory floor of a step: it reads both weights once, (I + H) H elements, at small B nearly all of its bytes.
+Memory floor of a step: it reads both weights once, (I + H) H elements, which are nearly all of its bytes at
+small B.
 """
 
 from __future__ import annotations
@@ -160,7 +162,7 @@ def step_backward_weight_kernel(
                            BLOCK_K, PRECISION, ACTIVATION)  # fmt: skip
             mask = (m < H)[:, None] & (n < H)[None, :]
             tl.store(dw_hh + m[:, None] * H + n[None, :], acc.to(dw_hh.dtype.element_ty), mask=mask)
-    if db is not None:  # noqa: SIM102 (decided when compiling, unlike the tile)
+    if db is not None:  # noqa: SIM102 (decided at compile time, the tile at run time)
         if tile == 0:
             k = tl.arange(0, BLOCK_K).to(tl.int64)
             total = tl.zeros((BLOCK_M,), tl.float32)
@@ -296,7 +298,7 @@ def step_backward(
     precision: str,
     results: Grads,  # new tensors, None for gradients that are not needed
 ) -> list[Launch]:
-    """One launch or two, as the gradients asked for require."""
+    """The launches, at most two, that compute the gradients in `results`."""
     launches = []
     if results.x is not None or results.h0 is not None:
         launches.append(

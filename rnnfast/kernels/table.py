@@ -1,8 +1,8 @@
-"""How the Triton kernels are tiled: one explicit table, keyed by element type and hidden size.
+"""The tiles of the Triton kernels: one explicit table, keyed by element type and hidden size.
 
-There is no tuning at run time, and the batch is in no key: so a sequence is computed by the same tiles in
-whatever batch it is, and no call ever waits for a search. tests/test_triton_compile.py compiles every row
-and asserts that nothing spills; `python -m rnnfast.inspect --table` prints what every row takes.
+There is no tuning at run time, so no call waits for a search. The batch is in no key, so a sequence is
+computed by the same tiles in any batch. tests/test_triton_compile.py compiles every row and asserts that
+nothing spills; `python -m rnnfast.inspect --table` prints the resources of every row.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Optional
 
 import torch
 
-# Of a product of float32: "tf32" where torch lets cuDNN's RNNs use it, else three TF32 products that give
-# back what the rounding of the operands lost. True float32 ("ieee") has no matrix instruction, and spills.
+# The precision of a float32 product: "tf32" where torch lets cuDNN's RNNs use it, else "tf32x3", three TF32
+# products whose sum regains what the rounding of the operands loses. True float32 ("ieee") has no matrix
+# instruction and spills.
 TF32, EXACT = "tf32", "tf32x3"
 
 
@@ -24,7 +25,7 @@ class Resident:
     rows: int  # BLOCK_B
     warps: int
     backward_warps: int
-    keep: bool  # whether the registers have room for W_hh, else it is read from shared memory in every step
+    keep: bool  # W_hh stays in registers; else it is read from shared memory in every step
     shared: int  # bytes of shared memory, the most that either kernel takes
 
 
@@ -39,9 +40,10 @@ class Tiles:
     stages: int
 
 
-# By (bytes of an element, precision, BLOCK_H); H is padded up to the next BLOCK_H. Warps: so many that a
-# thread has 8 elements of the state, which change between layouts in one round, with one pair of barriers;
-# fewer where the backward of H = 256 needs more than the 128 registers a thread that 16 warps leave it.
+# The key is (bytes of an element, precision, BLOCK_H), where H is padded up to the next BLOCK_H. The warps
+# are so many that a thread has 8 elements of the state, which change between layouts in one round with one
+# pair of barriers. They are fewer where the backward of H = 256 needs more than the 128 registers a thread
+# that 16 warps leave.
 RESIDENT = {
     (2, TF32, 16): Resident(16, 1, 1, True, 1536),
     (2, TF32, 32): Resident(16, 2, 2, True, 4096),
@@ -58,12 +60,13 @@ RESIDENT = {
     (4, EXACT, 128): Resident(16, 8, 8, False, 147456),
 }
 
-# By bytes of an element. Narrow tiles: a step has little work, and more programs share reading the weights.
+# The key is the bytes of an element. Tiles are narrow: a step has little work, and more programs share
+# reading the weights.
 STEP = {
     2: Tiles(16, 32, 128, 4, 3),
     4: Tiles(16, 32, 64, 4, 3),
 }
-# Weight gradients sum over the batch; a larger tile spills where it is loaded element by element.
+# Weight gradients sum over the batch. A larger tile spills where it is loaded element by element.
 WEIGHTS = Tiles(32, 64, 32, 4, 3)
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "csrc" / "cuda"
@@ -23,6 +24,7 @@ FLAGS = [
     *("-Wno-unknown-pragmas", "-Wno-unused-parameter"),
     *("-I", str(HERE), "-I", str(KERNELS)),
     *("-isystem", sysconfig.get_paths()["include"], "-isystem", str(Path(torch.__file__).parent / "include")),
+    *os.environ.get("CUDA_ON_CPU_FLAGS", "").split(),  # sanitizers, say
 ]
 
 
@@ -48,10 +50,14 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path
         digest.update(path.read_bytes())
     folder = CACHE / digest.hexdigest()[:16]
     library = folder / f"{name}.so"
-    if library.exists():
-        return library
     folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{name}.lock"):  # one of several processes builds, the others wait
+        if not library.exists():
+            _compile(folder, name, sources, flags)
+    return library
 
+
+def _compile(folder: Path, name: str, sources: Sequence[Path], flags: Sequence[str]) -> None:
     def compile_one(source: Path) -> Path:
         target = folder / f"{name}-{source.stem}.o"
         _run([COMPILER, *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
@@ -60,11 +66,10 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, [*sources, HERE / "machine.cpp"]))
     partial = folder / f"{name}.{os.getpid()}"
-    _run([COMPILER, "-shared", *map(str, objects), "-o", str(partial)])
-    partial.rename(library)  # at once, so that no other process sees half of it
+    _run([COMPILER, "-shared", *flags, *map(str, objects), "-o", str(partial)])
+    partial.rename(folder / f"{name}.so")  # at once, so that an interrupted build leaves no half of it
     for target in objects:
         target.unlink()
-    return library
 
 
 def _run(command: list[str]) -> None:

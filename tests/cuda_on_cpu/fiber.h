@@ -11,12 +11,21 @@
 #if defined(CUDA_ON_CPU_UCONTEXT)
 #include <ucontext.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace cuda_on_cpu {
 
 class Stack {
  public:
   explicit Stack(size_t bytes) : bytes_(bytes), memory_(new unsigned char[bytes]) {}
+  // Forgets what AddressSanitizer knows of the frames of a function that was left for good.
+  void forget_frames() const {
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(begin(), size());
+#endif
+  }
   unsigned char* begin() const { return memory_.get(); }
   unsigned char* end() const { return begin() + bytes_; }
   size_t size() const { return bytes_; }
@@ -33,6 +42,7 @@ using Main = void (*)(void*);
 class Fiber {
  public:
   void start(const Stack& stack, Main main, void* argument) {
+    stack.forget_frames();
     getcontext(&inside_);
     inside_.uc_stack.ss_sp = stack.begin();
     inside_.uc_stack.ss_size = stack.size();
@@ -85,6 +95,7 @@ cuda_on_cpu_switch:
 class Fiber {
  public:
   void start(const Stack& stack, Main main, void* argument) {
+    stack.forget_frames();
     main_ = main;
     argument_ = argument;
     auto** top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack.end()) & ~uintptr_t(15));

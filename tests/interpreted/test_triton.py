@@ -9,7 +9,7 @@ from rnnfast.backends.base import Problem
 from rnnfast.backends.triton import INTERPRETED
 from rnnfast.functional import rnn_sequence, rnn_step
 from rnnfast.testing import LENGTHS, NAMES, NONLINEARITIES, SHAPES, check, expected, make
-from tests.test_functional import compare_sequence, make_without_hn
+from tests.compare import compare_sequence, make_without_hn
 
 assert INTERPRETED, "set TRITON_INTERPRET=1: " + __doc__
 

@@ -1,0 +1,1 @@
+"""Cases and suites, the tensors of a case, what is right, the timer."""

@@ -1,0 +1,1 @@
+"""The command `gpu`: checks, CUDA graphs, the parts and their time limits."""

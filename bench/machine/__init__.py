@@ -1,0 +1,1 @@
+"""What the machine allows: its environment, peaks, roofline, latencies, costs of calls."""

@@ -1,0 +1,115 @@
+"""What a call costs before anything is computed: `python -m bench calls [--json FILE]`.
+
+A torch module that does nothing, called under no_grad, and one whose gradients are those of a
+`torch.autograd.Function` that does nothing, with as many tensors as ours: no module written in Python can be
+faster. Beside them torch's and ours with next to nothing to compute, T = 1, B = 1, I = H = 64, and what the
+host does of ours on a GPU: all of the backend `cuda` but its kernels, on the CPU (its results mean nothing).
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rnnfast
+from bench import command
+from bench.cases.timing import Budget, Call, alternate
+from bench.machine import environment
+from rnnfast import dispatch
+from rnnfast.backends import cuda
+
+SIZE = 64
+
+
+class _DoesNothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*tensors)
+        return torch.empty_like(tensors[0]), torch.empty_like(tensors[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, None, *(torch.empty_like(tensor) for tensor in ctx.saved_tensors[2:])
+
+
+class Nothing(torch.nn.RNN):
+    """Takes and returns what an RNN does."""
+
+    def forward(self, input: Tensor, hx: Tensor) -> Any:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            return _DoesNothing.apply(input, hx, *self._flat_weights)
+        return input, hx
+
+
+def _launched(*arguments: int) -> int:
+    return 0
+
+
+class HostOfCuda(cuda.CudaBackend):
+    """Goes all the way to the launchers of rnnfast._cuda, in whose place are functions that do nothing."""
+
+    name = "cuda-host"
+    device = "cpu"
+
+    def unavailable(self) -> None:
+        return None
+
+    def _on(self, tensor: Tensor) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def _stream(self, tensor: Tensor) -> int:
+        return 0
+
+
+def host_of_cuda(input_size: int, hidden_size: int) -> rnnfast.RNN:
+    cuda.native = SimpleNamespace(
+        resident_limit=lambda dtype: 256,
+        grid_limit=lambda dtype, tf32: 2048,
+        resident_forward=_launched,
+        resident_backward=_launched,
+    )
+    dispatch.register(HostOfCuda())
+    return rnnfast.RNN(input_size, hidden_size, backend=HostOfCuda.name)
+
+
+def contenders() -> dict[str, Call]:
+    modules = {"nothing": Nothing, "rnnfast": rnnfast.RNN, "cuda's host": host_of_cuda, "torch": torch.nn.RNN}
+    x, h0, grad = torch.randn(1, 1, SIZE), torch.zeros(1, 1, SIZE), torch.ones(1, 1, SIZE)
+
+    def forward(rnn: torch.nn.Module) -> Call:
+        def call() -> object:
+            with torch.no_grad():
+                return rnn(x, h0)
+
+        return call
+
+    def training(rnn: torch.nn.Module) -> Call:
+        parameters = tuple(rnn.parameters())
+        return lambda: torch.autograd.grad(rnn(x, h0)[0], parameters, grad)
+
+    calls = {}
+    for mode, call_of in (("forward", forward), ("training", training)):
+        for name, module in modules.items():
+            calls[f"{mode}, {name}"] = call_of(module(SIZE, SIZE))  # type: ignore[operator]
+    return calls
+
+
+def main(arguments: list[str]) -> int:
+    p = command.parser("calls", __doc__)
+    p.add_argument("--json", type=Path)
+    options = p.parse_args(arguments)
+    measured = alternate(contenders(), Budget(seconds=1.0))
+    for name, m in measured.items():
+        print(f"{name:<21} {m.median * 1e6:6.1f} us  ({m.q1 * 1e6:.1f} to {m.q3 * 1e6:.1f})")
+    if options.json:
+        cells = {name: vars(m) for name, m in measured.items()}
+        options.json.write_text(
+            json.dumps({"environment": environment.describe(), "calls": cells}, indent=1) + "\n"
+        )
+    return 0

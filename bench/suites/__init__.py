@@ -1,0 +1,1 @@
+"""What runs a suite: the command, its workers, a cell, peak memory."""
