@@ -92,12 +92,3 @@ torch.set_flush_denormal(False)
 print(0 < int((values == 0).sum()) < len(x))
 """
     assert run_alone(code) == "True"
-
-
-def test_readme_example_runs():
-    text = README.read_text()
-    example = text.split("```python\n")[1].split("```")[0]
-    names: dict = {}
-    exec(example, names)
-    assert names["output"].shape == (32, 35, 256)
-    assert isinstance(names["model"]["encoder"], names["rnnfast"].RNN)
