@@ -1,4 +1,4 @@
-"""Operators called with whatever a graph may be called with: torch's error or the argument's name, never a kernel."""
+"""Operators with whatever a graph may be called with: torch's error, or one that names the argument."""
 
 import shutil
 
@@ -32,7 +32,7 @@ CHANGES = {
     "sparse": lambda t: t.to_sparse(),
     "zeros without memory": lambda t: torch._efficientzerotensor(t.shape),
 }
-# Those after which torch's operator still takes x or h: zeros are zeros, and a sparse matrix can be multiplied.
+# Gradients may be these.
 TAKEN = ("sparse", "zeros without memory")
 
 

@@ -272,11 +272,11 @@ def test_results_are_not_views(calls):
 
 def test_tensors_of_two_dtypes_or_shapes_are_not_handed_on(calls):
     args = arguments()
-    found = plain.sequence(*args, "tanh", False, False, BACKEND, False, False, 4, 1)
+    found = plain.sequence(*args, "tanh", False, None, BACKEND, False, False, 4, 1)
     assert isinstance(found, OnCpu)
     for index in range(6):
         for change in (lambda t: t.double(), lambda t: t[..., :-1].contiguous(), lambda t: t.to("meta")):
             changed = [*args]
             changed[index] = change(args[index])
-            assert plain.sequence(*changed, "tanh", False, False, BACKEND, False, False, 4, 1) is None
+            assert plain.sequence(*changed, "tanh", False, None, BACKEND, False, False, 4, 1) is None
     assert calls == []

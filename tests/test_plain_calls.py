@@ -181,8 +181,8 @@ def test_tensors_without_memory(taken):
     args = arguments()
     for without in (torch._efficientzerotensor(3, 2, 5), torch.empty(3, 2, 5, device="meta")):
         changed = [without, *args[1:]]
-        assert plain.sequence(*changed, "tanh", False, False, "cpu", False, False, 4, 1) is None
-    assert plain.sequence(*args, "tanh", False, False, "cpu", False, False, 4, 1) is not None
+        assert plain.sequence(*changed, "tanh", False, None, "cpu", False, False, 4, 1) is None
+    assert plain.sequence(*args, "tanh", False, None, "cpu", False, False, 4, 1) is not None
 
 
 def test_transforms_tracers_and_fake_tensors(taken):
@@ -198,7 +198,7 @@ def test_transforms_tracers_and_fake_tensors(taken):
             assert rnn(mode.from_tensor(x))[0].shape == (3, 2, 7)
         fake = FakeTensorMode().from_tensor(x)
     assert (
-        plain.sequence(fake, None, *rnn.parameters(), "tanh", False, True, "cpu", False, False, 4, 1) is None
+        plain.sequence(fake, None, *rnn.parameters(), "tanh", False, (5, 7), "cpu", False, False, 4, 1) is None
     )
     assert "sequence" not in taken
 
@@ -316,7 +316,7 @@ def test_function_modes():
     with torch.device("meta"):
         assert_identical(rnn_sequence(*args, backend="cpu"), expected)
     with Doubling():
-        assert plain.sequence(*args, "tanh", False, False, "cpu", False, False, 4, 1) is None
+        assert plain.sequence(*args, "tanh", False, None, "cpu", False, False, 4, 1) is None
 
 
 def test_gradients_of_the_biases_do_not_share_memory(taken):
@@ -394,7 +394,7 @@ def test_references_are_given_back(taken):
             rnn.zero_grad()
             with torch.no_grad():
                 rnn(x)
-                plain.sequence(bad, hx, *rnn.parameters(), "tanh", False, True, "cpu", False, False, 4, 1)
+                plain.sequence(bad, hx, *rnn.parameters(), "tanh", False, (5, 7), "cpu", False, False, 4, 1)
 
     use()
     before = [sys.getrefcount(thing) for thing in held]

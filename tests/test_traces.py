@@ -1,4 +1,4 @@
-"""`torch.jit.trace` and, with backend="aten", `torch.export` record torch's operators: rnnfast isn't needed."""
+"""`torch.jit.trace` and, with backend="aten", `torch.export` record torch's operators, so need no rnnfast."""
 
 import io
 import subprocess

@@ -65,10 +65,10 @@ std::vector<const Kernels*> runnable() {  // slowest first
 
 std::atomic<const Kernels*> active{runnable().back()};
 
-// A child of fork has only the thread that forked, but libgomp's record of that thread's team as well: entering a
-// parallel region would hang. So the team is dissolved before the fork, by OpenMP 5.0's omp_pause_resource_all; the
-// next region makes another one, in the parent and in the child. Where that is not to be had (an older runtime, a fork
-// from inside of a region) the child does without parallel regions.
+// Whether a fork has left this process with one thread. A child of fork has only the thread that forked, but also
+// libgomp's record of that thread's team: entering a parallel region would hang. The team is therefore dissolved before
+// the fork, by OpenMP 5.0's omp_pause_resource_all, and the next region makes another one, in the parent and in the
+// child. If the runtime is older, or the fork comes from inside a region, the child computes without parallel regions.
 std::atomic<bool> team_lost{false};
 
 #if defined(__linux__)
@@ -82,7 +82,8 @@ void in_child() {
   if (!dissolved) team_lost = true;
 }
 
-// The file of the library that `name` comes from, as seen from a library that is loaded already or from this one.
+// The file of the library that defines `name`, as seen from the library `from`, which is loaded already, or from this
+// one.
 std::string library_of(const char* name, const char* from) {
   void* scope = from ? dlopen(from, RTLD_LAZY | RTLD_NOLOAD) : RTLD_DEFAULT;
   if (from && !scope) return "";

@@ -1,0 +1,99 @@
+"""`python -m tests.sanitize [--short] [--only PART]`: the native code under sanitizers.
+
+Parts:
+    kernels: the CPU extension with AddressSanitizer and UndefinedBehaviorSanitizer under the kernels' tests, then
+        under problems of tests/fuzz.
+    team: the kernels' threads and barriers under ThreadSanitizer, by the harness team.cpp.
+    cuda: the CUDA kernels on the machine of tests/cuda_on_cpu with AddressSanitizer and UndefinedBehaviorSanitizer.
+
+The short form builds one instruction set, and runs a part of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from rnnfast.backends.cpu import native
+
+from . import build
+
+# Tests of what happens in processes of their own, or of Python alone, show nothing here.
+KERNELS = ["tests/test_cpu_kernels.py", "tests/test_functional.py", "tests/test_plain_calls.py", "tests/test_inputs.py"]
+SHORT_KERNELS = ["tests/test_cpu_kernels.py", "-k", "avx2 and not bits or nothing_beyond or baseline and one"]
+CUDA = ["tests/test_cuda_kernels.py", "tests/test_cuda_grid.py"]
+SHORT_CUDA = ["tests/test_cuda_kernels.py", "-k", "empty_batch or test_step_without_bias or (test_packed and relu)"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.sanitize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--only", choices=list(PARTS))
+    options = parser.parse_args()
+    failed = []
+    for name, part in PARTS.items():
+        if options.only in (None, name):
+            begun = time.monotonic()
+            status = part(options.short)
+            print(f"sanitize {name}: {'clean' if status == 0 else 'FAILED'}, {time.monotonic() - begun:.0f} s", flush=True)
+            failed += [name] * (status != 0)
+    return 1 if failed else 0
+
+
+def _sets(short: bool) -> list[str]:
+    known = native.instruction_sets() if native is not None else ["baseline"]
+    sets = [name for name in known if name in build.SETS]
+    return sets[1:2] or sets if short else sets
+
+
+def _run(command: Sequence[str], **environment: str) -> int:
+    print("+", " ".join(command), flush=True)
+    return subprocess.run(command, cwd=build.ROOT, env={**os.environ, **environment}, check=False).returncode
+
+
+def _with_address_sanitizer() -> dict[str, str]:
+    """The environment of a Python in which some libraries have the sanitizer, and Python itself has not."""
+    libraries = ("libasan.so", "libubsan.so", "libstdc++.so")  # the last so that exceptions are seen
+    return {
+        "LD_PRELOAD": " ".join(map(build.runtime, libraries)),
+        # Python keeps memory to its end; the tests ask for more memory than there is.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    }
+
+
+def kernels(short: bool) -> int:
+    extension = str(build.cpu_extension(_sets(short)))
+    environment = {**_with_address_sanitizer(), "RNNFAST_FUZZ_EXTENSION": extension}
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.sanitize.plugin"]
+    fuzz = [sys.executable, "-m", "tests.fuzz", "--extension", extension, "--seed", "1"]
+    return _run([*pytest, *(SHORT_KERNELS if short else KERNELS)], **environment) or _run(
+        [*fuzz, "--problems", "300" if short else "10000"], **environment
+    )
+
+
+def team(short: bool) -> int:
+    status = 0
+    for name in _sets(short):
+        harness = str(build.team(name))
+        status |= _run([harness, *(["2"] if short else [])], TSAN_OPTIONS="halt_on_error=1")
+    return status
+
+
+def cuda(short: bool) -> int:
+    flags = " ".join([*build.ADDRESS, "-g1"])
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x"]
+    tests = SHORT_CUDA if short else CUDA
+    return _run([*pytest, *tests], CUDA_ON_CPU_FLAGS=flags, **_with_address_sanitizer())
+
+
+PARTS = {"kernels": kernels, "team": team, "cuda": cuda}
+
+if __name__ == "__main__":
+    sys.exit(main())
