@@ -59,6 +59,14 @@ def test_functions_exist(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_make_targets_exist(document):
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split()
+    for target in re.findall(r"(?:`|^)make ([\w-]+)", document.read_text(), re.MULTILINE):
+        assert target in targets, f"make {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_paths_exist(document):
     folders = "rnnfast|csrc|tests|bench"
     for path in re.findall(rf"`((?:{folders})/[\w./-]*\w)`", document.read_text()):
