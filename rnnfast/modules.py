@@ -101,7 +101,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in DESCRIBING and "_plain" in self.__dict__:
+        if (name in DESCRIBING or name in self._parameters) and "_plain" in self.__dict__:
             self._look_at_attributes()
 
     def _look_at_attributes(self) -> None:
