@@ -13,9 +13,12 @@ import rnnfast
 from rnnfast import config
 from rnnfast.backends import cpu
 
-pytestmark = pytest.mark.skipif(
-    cpu.native is None or not cpu.native.openmp(), reason="needs the native extension and OpenMP"
-)
+pytestmark = [
+    pytest.mark.threads,
+    pytest.mark.skipif(
+        cpu.native is None or not cpu.native.openmp(), reason="needs the native extension and OpenMP"
+    ),
+]
 
 FORK = """
 import ctypes, os, signal, sys, traceback
@@ -112,6 +115,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads as Linux lists them")
 @pytest.mark.parametrize("parent", PROGRAMS)
 def test_fork(parent):

@@ -63,6 +63,7 @@ def run_alone(code):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_torch_hangs_in_a_child_of_a_parallel_parent():
     code = """
 import os, signal, torch
@@ -79,6 +80,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert run_alone(code) == str(-signal.SIGALRM)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU can't flush subnormal numbers")
 def test_torch_flushes_on_the_calling_thread_alone():
     code = """
