@@ -134,6 +134,22 @@ def check_packed(batch_sizes: Tensor, x: Tensor, h0: Tensor) -> None:
     check_batch_sizes(batch_sizes, x.shape[0], h0.shape[0])
 
 
+def check_fake_batch_sizes(batch_sizes: Optional[Tensor], x: Tensor) -> None:
+    """The part of `check_batch_sizes` that can be told without values; on the meta device `x` is, it may be.
+
+    Raises:
+        ValueError: of another dtype, shape or device.
+    """
+    if batch_sizes is not None and (
+        batch_sizes.dtype is not torch.int64
+        or batch_sizes.dim() != 1
+        or batch_sizes.device.type not in ("cpu", x.device.type if x.is_meta else "cpu")
+    ):
+        raise ValueError(
+            f"batch_sizes must be [T], dense, of torch.int64 and on the CPU, got {_described(batch_sizes)}"
+        )
+
+
 def check_batch_sizes(batch_sizes: Tensor, rows: int, batch: int) -> None:
     """Looks at values, which graphs know only when they run.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, are_deterministic_algorithms_enabled, get_num_threads, is_grad_enabled
 
 from . import ops, plain
+from .arguments import check_packed, fits_sequence
 from .backends.base import Backend, Grads, Needs
 from .backends.eager import EagerBackend
 from .context import needs_composite, needs_grad, undisturbed, watched
@@ -242,10 +243,11 @@ def _differentiable_sequence(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
-    if batch_sizes is None:
-        found = ops.sequence_of_torch(tensors, batch_sizes, nonlinearity, reverse, backend)
-        if found is not None:
-            return found
+    if batch_sizes is not None and not fits_sequence(*tensors, True):
+        check_packed(batch_sizes, x, h0)  # torch's operator would not
+    found = ops.sequence_of_torch(tensors, batch_sizes, nonlinearity, reverse, backend)
+    if found is not None:
+        return found
     if needs_grad(*tensors):
         operator = torch.ops.rnnfast.rnn_sequence
         return Sequence.apply(operator, *tensors, batch_sizes, nonlinearity, reverse, backend)
@@ -287,7 +289,7 @@ def composite_sequence(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     rest = (h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, batch_sizes, reverse)
-    out, h_n = _EAGER.sequence_forward(x.reshape(-1, x.shape[-1]), *rest)
+    out, h_n = _EAGER.sequence_forward(x.flatten(0, -2), *rest)
     return out.reshape(*x.shape[:-1], out.shape[-1]), h_n
 
 
@@ -304,15 +306,14 @@ def _composite_sequence_backward(
     reverse: bool,
     needs: Needs,
 ) -> Grads:
-    rows = (-1, h0.shape[1])
     grads = _EAGER.sequence_backward(
-        None if grad_out is None else grad_out.reshape(rows),
+        None if grad_out is None else grad_out.flatten(0, -2),
         grad_hn,
-        x.reshape(-1, x.shape[-1]),
+        x.flatten(0, -2),
         h0,
         weight_ih,
         weight_hh,
-        out.reshape(rows),
+        out.flatten(0, -2),
         nonlinearity,
         batch_sizes,
         reverse,

@@ -15,6 +15,7 @@ function, which is the same thing without torch's dispatcher: a fifth of the tim
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Optional, TypeVar
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from .arguments import (
     Arguments,
     check_backward,
+    check_fake_batch_sizes,
     check_names,
     check_needs,
     check_packed,
@@ -37,6 +39,7 @@ from .backends.base import Backend, Grads, Needs
 from .dispatch import find
 
 _lib = torch.library.Library("rnnfast", "DEF")
+_schemas: dict[str, str] = {}  # by the operators' names
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 # Function modes see a call, not what it consists of, as with torch's own operators; so none can change what a
@@ -49,17 +52,33 @@ def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[_Kernel], _Ker
 
     def define(kernel: _Kernel) -> _Kernel:
         name = schema.split("(")[0]
+        _schemas[name] = schema
         _lib.define(schema, tags=_TAGS)
-        _lib.impl(name, kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"rnnfast::{name}", fake, lib=_lib)
+        _lib.impl(name, _given_tensors(schema, kernel), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"rnnfast::{name}", _given_tensors(schema, fake), lib=_lib)
         return kernel
 
     return define
 
 
+def _given_tensors(schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, with TypeError for None in place of a tensor, which the dispatcher lets pass."""
+    parameters = schema.split("(")[1].split(")")[0].split(", ")
+    required = [(i, p.split()[1]) for i, p in enumerate(parameters) if p.startswith("Tensor ")]
+
+    @functools.wraps(function)
+    def checked(*args: Any) -> Any:
+        for i, name in required:
+            if args[i] is None:
+                raise TypeError(f"argument '{name}' (position {i + 1}) must be Tensor, not NoneType")
+        return function(*args)
+
+    return checked
+
+
 def set_derivative(name: str, function: Callable[..., Any]) -> None:
     """Makes `function` what runs when the operator `name` is called where autograd may record it."""
-    _lib.impl(name, function, "Autograd")
+    _lib.impl(name, _given_tensors(_schemas[name], function), "Autograd")
 
 
 def _listed(grads: Grads) -> list[Tensor]:
@@ -231,6 +250,7 @@ def sequence_of_torch(
 
 def _fake_sequence(*arguments: Any) -> tuple[Tensor, Tensor]:
     *tensors, batch_sizes, nonlinearity, reverse, _, backend = arguments
+    check_fake_batch_sizes(batch_sizes, tensors[0])
     rest = (batch_sizes, nonlinearity, reverse, backend)
     found = sequence_of_torch(tuple(tensors), *rest)  # type: ignore[arg-type]
     if found is not None:
@@ -323,6 +343,7 @@ def run_plain_sequence(
 def _fake_sequence_backward(grad_out: Any, grad_hn: Any, *args: Any) -> list[Tensor]:
     x, h0, weight_ih, weight_hh, out, batch_sizes, nonlinearity, _, needs, backend = args
     check_names(nonlinearity, backend)
+    check_fake_batch_sizes(batch_sizes, x)
     packed = batch_sizes is not None
     check_backward(x, h0, weight_ih, weight_hh, out, grad_out, grad_hn, 2 if packed else 3, packed)
     return _fake_grads(x, h0, weight_ih, weight_hh, check_needs(needs))
@@ -389,7 +410,7 @@ def _rows(tensor: Tensor) -> Tensor:
     if tensor.dim() == 2:
         return tensor
     steps, batch, width = tensor.shape
-    return tensor.view(steps * batch, width)
+    return tensor.reshape(steps * batch, width)  # what no gradient reads need not be dense
 
 
 def run_plain_sequence_backward(

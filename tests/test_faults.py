@@ -20,6 +20,7 @@ import rnnfast
 from rnnfast.backends.cpu import native
 
 pytestmark = pytest.mark.skipif(native is None, reason="needs the native extension")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 COMPILER = shutil.which(os.environ.get("CC", "cc").split()[0])
 
 # Refuses the n-th allocation that the extension asks for, counted from refuse(n) on.
@@ -279,7 +280,7 @@ def test_threads_that_grow_and_shrink():
 
 
 def keep_calling(calls):
-    """Prints by how many KiB resident memory grows over calls of changing shapes. Runs in a process of its own."""
+    """Prints by how many KiB resident memory grows over calls; for a process of its own."""
     numbers = random.Random(0)
 
     def resident():
@@ -301,10 +302,10 @@ def keep_calling(calls):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
 def test_memory_stays_flat():
-    """10,000 calls; a leak of one of the smallest tensors in each would be 5 MiB, allocators' ups and downs are less."""
+    """A leak of one small tensor in each of 10,000 calls would be 5 MiB; allocators vary by less."""
     result = subprocess.run(
         [sys.executable, "-c", "from tests.test_faults import keep_calling; keep_calling(10_000)"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,

@@ -123,4 +123,4 @@ class AtenBackend(EagerBackend):
         out, h_n = torch_sequence(
             rows, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, batch_sizes, reverse
         )
-        return out.reshape(x.shape[0], -1), h_n
+        return out.reshape(x.shape[0], out.shape[-1]), h_n

@@ -40,7 +40,18 @@ class PassThrough(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)  # seconds, the first time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def _mode(name: str) -> contextlib.AbstractContextManager[Any]:
+    if name == "deterministic":
+        return _deterministic()
     if name == "autocast":
         return torch.autocast("cpu", torch.bfloat16)
     if name == "anomaly":
@@ -67,12 +78,10 @@ def around(p: Problem, exact: bool) -> Iterator[None]:
     grad = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}[p.mode]
     with warnings.catch_warnings(), grad():
         warnings.simplefilter("ignore")
-        torch.use_deterministic_algorithms(name == "deterministic")
         torch.set_default_dtype(torch.float64 if name == "default dtype" else torch.float32)
         torch.manual_seed(p.seed)
         try:
             with _mode(name):
                 yield
         finally:
-            torch.use_deterministic_algorithms(False)
             torch.set_default_dtype(torch.float32)

@@ -1,4 +1,4 @@
-"""Calls that are captured in a graph, or transformed, and then made with arguments of another size or dtype."""
+"""Calls that are captured in a graph and then made with other arguments, or that are transformed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Call = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def example(p: Problem, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the sizes and dtype with which a graph is captured; `tensors` are those of the later call."""
+    """The arguments with which a graph is captured; `tensors` are those of the later call."""
     first = side(p, numbers(p), dtype_of(p.dtype))
     return {**tensors, **{name: first[name] for name in VARYING if name in first}}
 

@@ -42,7 +42,7 @@ def inspect(p: Problem) -> Report:
         from tests import sanitize
 
         sanitize.use(os.environ[EXTENSION])
-    from .judge import examine
+    from .judge import examine, signature
 
     try:
         finding = examine(p)
@@ -52,7 +52,7 @@ def inspect(p: Problem) -> Report:
         )
     if finding is None:
         return Report("", "", "")
-    return Report(finding.kind, finding.text[:1000], finding.signature(p), finding.trace)
+    return Report(finding.kind, finding.text[:1000], signature(p, finding), finding.trace)
 
 
 def limit_of(p: Problem, watchdog: float) -> float:
@@ -163,11 +163,14 @@ class Worker:
         self.unread = b""
 
     def _write(self, seed: int, done: int) -> None:
-        self.PLACE.pack_into(self.memory, 0, seed, done, time.monotonic())
+        self.memory[: self.PLACE.size] = self.PLACE.pack(seed, done, time.monotonic())
 
     def place(self) -> tuple[int, int, float]:
         """The seed it is at, how many it has done, and for how many seconds it has been at this one."""
-        seed, done, begun = self.PLACE.unpack_from(self.memory, 0)
+        written = b""
+        while written != (again := self.memory[: self.PLACE.size]):  # until it stands still
+            written = again
+        seed, done, begun = self.PLACE.unpack(written)
         return seed, done, time.monotonic() - begun
 
     def reports(self) -> Iterator[tuple[int, Report]]:

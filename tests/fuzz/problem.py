@@ -179,6 +179,8 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
     dice = r.random()
     if dice < 0.03 and movable:
         p["layouts"] = ((r.choice([n for n in movable if n != "output"]), r.choice(RARE_LAYOUTS)),)
+        if p["layouts"][0][1] == "duck" and target not in (*MODULES, *FUNCTIONS):
+            p["layouts"] = ()  # operators take tensors
     elif dice < 0.14:
         read = [n for n in present if target not in BACKWARDS or not n.startswith("bias")]
         name = r.choice(read + (["batch_sizes"] if p.get("lengths") else []))
@@ -203,7 +205,7 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
             p["around"] = (
                 "dispatch mode"  # autocast and the modes of functions are for those above the operators
             )
-    elif dice < 0.32 and target not in BACKWARDS:
+    elif dice < 0.32 and target not in BACKWARDS and not p.get("reverse"):  # torch reverses a copy
         p["touched"] = r.choice(present)
     elif dice < 0.34 and target not in BACKWARDS:
         _captured(r, p)

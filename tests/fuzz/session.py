@@ -1,4 +1,4 @@
-"""A run of the fuzzer: workers that go through seeds, replaced where they crash or hang, and what they found."""
+"""A run of the fuzzer: workers that go through seeds, and are replaced where they crash or hang."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ class Session:
         report = alone(draw(at), self.watchdog)
         if report.kind not in ("crash", "hang"):
             how = "no answer" if hangs else ended(status or 0)
-            text = f"{how} after the seeds {worker.seeds.start} to {at}; the last of them alone: {report.text or 'well'}"
+            alone_it = f"the last of them alone: {report.text or 'well'}"
+            text = f"{how} after the seeds {worker.seeds.start} to {at}; {alone_it}"
             report = Report("crash", text, f"crash not repeated alone {draw(at).target}", stack)
         self._note(at, report)
 
@@ -93,7 +94,8 @@ class Session:
     def summary(self) -> str:
         rate = self.problems / max(self.seconds, 1e-9)
         lines = [
-            f"{self.problems} problems, {rate:.0f} a second, {self.processes} processes, {self.restarts} restarts;"
+            f"{self.problems} problems, {rate:.0f} a second, {self.processes} processes,"
+            f" {self.restarts} restarts;"
             f" {sum(map(len, self.found.values()))} findings of {len(self.found)} kinds"
         ]
         for signature, seeds in sorted(self.found.items(), key=lambda item: -len(item[1])):

@@ -174,9 +174,8 @@ INPUT_NAMES = ("x", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "outpu
 def _requiring_grad(tensor: Any) -> Any:
     if isinstance(tensor, Duck):
         tensor.tensor = _requiring_grad(tensor.tensor)
-    elif isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
-        if not tensor.is_inference():
-            tensor.requires_grad_()
+    elif isinstance(tensor, Tensor) and not tensor.is_inference():
+        tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex())
     return tensor
 
 

@@ -1,4 +1,4 @@
-"""The native code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer: `python -m tests.sanitize`."""
+"""The native code under sanitizers: `python -m tests.sanitize`."""
 
 from __future__ import annotations
 

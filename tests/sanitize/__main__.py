@@ -1,10 +1,10 @@
 """`python -m tests.sanitize [--short] [--only PART]`: the native code under sanitizers.
 
 Parts:
-    kernels: the CPU extension with AddressSanitizer and UndefinedBehaviorSanitizer under the kernels' tests, then
-        under problems of tests/fuzz.
+    kernels: the CPU extension with AddressSanitizer and UndefinedBehaviorSanitizer, under the kernels' tests
+        and then under problems of tests/fuzz.
     team: the kernels' threads and barriers under ThreadSanitizer, by the harness team.cpp.
-    cuda: the CUDA kernels on the machine of tests/cuda_on_cpu with AddressSanitizer and UndefinedBehaviorSanitizer.
+    cuda: the CUDA kernels on the machine of tests/cuda_on_cpu, with the sanitizers of `kernels`.
 
 The short form builds one instruction set, and runs a part of each.
 """
@@ -23,15 +23,34 @@ from rnnfast.backends.cpu import native
 from . import build
 
 # Tests of what happens in processes of their own, or of Python alone, show nothing here.
-KERNELS = ["tests/test_cpu_kernels.py", "tests/test_functional.py", "tests/test_plain_calls.py", "tests/test_inputs.py"]
+PYTEST = [
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "-x",
+    "--capture=sys",
+]  # the sanitizers' reports are let through
+KERNELS = [
+    "tests/test_cpu_kernels.py",
+    "tests/test_functional.py",
+    "tests/test_plain_calls.py",
+    "tests/test_inputs.py",
+]
 SHORT_KERNELS = ["tests/test_cpu_kernels.py", "-k", "avx2 and not bits or nothing_beyond or baseline and one"]
 CUDA = ["tests/test_cuda_kernels.py", "tests/test_cuda_grid.py"]
-SHORT_CUDA = ["tests/test_cuda_kernels.py", "-k", "empty_batch or test_step_without_bias or (test_packed and relu)"]
+SHORT_CUDA = [
+    "tests/test_cuda_kernels.py",
+    "-k",
+    "empty_batch or test_step_without_bias or (test_packed and relu)",
+]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.sanitize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.sanitize",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--only", choices=list(PARTS))
@@ -41,7 +60,10 @@ def main() -> int:
         if options.only in (None, name):
             begun = time.monotonic()
             status = part(options.short)
-            print(f"sanitize {name}: {'clean' if status == 0 else 'FAILED'}, {time.monotonic() - begun:.0f} s", flush=True)
+            print(
+                f"sanitize {name}: {'clean' if status == 0 else 'FAILED'}, {time.monotonic() - begun:.0f} s",
+                flush=True,
+            )
             failed += [name] * (status != 0)
     return 1 if failed else 0
 
@@ -71,7 +93,7 @@ def _with_address_sanitizer() -> dict[str, str]:
 def kernels(short: bool) -> int:
     extension = str(build.cpu_extension(_sets(short)))
     environment = {**_with_address_sanitizer(), "RNNFAST_FUZZ_EXTENSION": extension}
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.sanitize.plugin"]
+    pytest = [*PYTEST, "-p", "tests.sanitize.plugin"]
     fuzz = [sys.executable, "-m", "tests.fuzz", "--extension", extension, "--seed", "1"]
     return _run([*pytest, *(SHORT_KERNELS if short else KERNELS)], **environment) or _run(
         [*fuzz, "--problems", "300" if short else "10000"], **environment
@@ -88,9 +110,8 @@ def team(short: bool) -> int:
 
 def cuda(short: bool) -> int:
     flags = " ".join([*build.ADDRESS, "-g1"])
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x"]
     tests = SHORT_CUDA if short else CUDA
-    return _run([*pytest, *tests], CUDA_ON_CPU_FLAGS=flags, **_with_address_sanitizer())
+    return _run([*PYTEST, *tests], CUDA_ON_CPU_FLAGS=flags, **_with_address_sanitizer())
 
 
 PARTS = {"kernels": kernels, "team": team, "cuda": cuda}

@@ -1,4 +1,4 @@
-"""Builds of the native code with sanitizers, in build/sanitize, under names made of all that went into them."""
+"""Builds of the native code with sanitizers, under build/sanitize, named by all that went into them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@
 namespace {
 thread_local int thread_number = 0, team_size = 1;
 std::mutex critical;
-}
+}  // namespace
 
 extern "C" {
 void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned) {
@@ -58,8 +58,8 @@ std::vector<char> numbers(DType dtype, int64_t count, uint32_t seed) {
     uint32_t bits;
     memcpy(&bits, &f, 4);
     const uint16_t bf16 = uint16_t(bits >> 16), f16 = uint16_t(0x2800 | (seed >> 8 & 0x83ff));
-    const void* from = dtype == DType::kFloat32   ? static_cast<const void*>(&f)
-                       : dtype == DType::kFloat64 ? static_cast<const void*>(&d)
+    const void* from = dtype == DType::kFloat32    ? static_cast<const void*>(&f)
+                       : dtype == DType::kFloat64  ? static_cast<const void*>(&d)
                        : dtype == DType::kBFloat16 ? static_cast<const void*>(&bf16)
                                                    : static_cast<const void*>(&f16);
     memcpy(bytes.data() + size_t(i) * kItemSize[int(dtype)], from, kItemSize[int(dtype)]);
@@ -91,15 +91,16 @@ std::vector<char> run(DType dtype, Activation activation, const Shape& s, bool r
                                  bias.data(), bias.data(), out.data(), h_n.data()},
                                 threads);
   failed |= kernels.sequence_backward(
-      {dtype, activation, walk, s.I, dout.data(), dh_n.data(), x.data(), h0.data(), w_ih.data(), w_hh.data(), out.data(),
-       dx.data(), dh0.data(), dw_ih.data(), dw_hh.data(), db.data()},
+      {dtype, activation, walk, s.I, dout.data(), dh_n.data(), x.data(), h0.data(), w_ih.data(), w_hh.data(),
+       out.data(), dx.data(), dh0.data(), dw_ih.data(), dw_hh.data(), db.data()},
       threads);
   std::vector<char> all;
   if (failed) return all;
-  for (const auto* part : {&out, &h_n, &dx, &dh0, &dw_ih, &dw_hh, &db}) all.insert(all.end(), part->begin(), part->end());
+  for (const auto* part : {&out, &h_n, &dx, &dh0, &dw_ih, &dw_hh, &db})
+    all.insert(all.end(), part->begin(), part->end());
   auto step = fresh(s.B * s.H);
-  if (kernels.step({dtype, activation, s.B, s.I, s.H, x.data(), h0.data(), w_ih.data(), w_hh.data(), bias.data(), nullptr,
-                    step.data()},
+  if (kernels.step({dtype, activation, s.B, s.I, s.H, x.data(), h0.data(), w_ih.data(), w_hh.data(), bias.data(),
+                    nullptr, step.data()},
                    threads))
     return {};
   all.insert(all.end(), step.begin(), step.end());
