@@ -39,7 +39,7 @@ endif
 # The Triton kernels compiled by other releases of Triton.
 test-triton: $(OTHER_TRITONS:%=$(VENV)/triton/%)
 	for version in $(OTHER_TRITONS); do \
-	  PYTHONPATH=$(VENV)/triton/$$version $(BIN)/python -m pytest tests/test_triton_compile.py -k "row_fits or registers or one_step" || exit 1; \
+	  PYTHONPATH=$(VENV)/triton/$$version OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --tier all tests/test_triton_compile.py -k "row_fits or registers or one_step" || exit 1; \
 	done
 
 $(VENV)/triton/%: $(VENV)/.installed-test
