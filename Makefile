@@ -11,7 +11,7 @@ say = @printf '== %s\n'
 # Triton of the oldest and the newest supported CUDA builds of torch, beside the newest one, which `pip` installs.
 OTHER_TRITONS := 3.6.0 3.7.1
 
-.PHONY: run check test test-all test-triton lint format bench wheel clean
+.PHONY: run check test test-all test-triton fuzz sanitize lint format bench wheel clean
 
 # Train a character-level language model with rnnfast.RNN and torch.nn.RNN side by side, then time both over shapes.
 run: $(VENV)/.installed-bench
@@ -39,11 +39,19 @@ endif
 # The Triton kernels compiled by other releases of Triton.
 test-triton: $(OTHER_TRITONS:%=$(VENV)/triton/%)
 	for version in $(OTHER_TRITONS); do \
-	  PYTHONPATH=$(VENV)/triton/$$version $(BIN)/python -m pytest tests/test_triton_compile.py -k "row_fits or registers or one_step" || exit 1; \
+	  PYTHONPATH=$(VENV)/triton/$$version OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --tier all tests/test_triton_compile.py -k "row_fits or registers or one_step" || exit 1; \
 	done
 
 $(VENV)/triton/%: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$*
+
+# Problems drawn at random, judged against float64 and torch: `make fuzz ARGS="--seconds 600 --seed 1"`.
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# The native code under the address, undefined-behaviour and thread sanitizers: `make sanitize ARGS=--short`.
+sanitize: $(VENV)/.installed-test
+	$(BIN)/python -m tests.sanitize $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

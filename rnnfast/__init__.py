@@ -1,9 +1,10 @@
 """Fused Elman RNNs for PyTorch: `rnnfast.RNN` is `torch.nn.RNN`, only faster."""
 
 from . import flops, functional  # noqa: F401, flops adds its formulas to torch's
+from .cell import RNNCell
 from .config import explain, show_config
 from .convert import convert, revert
-from .modules import RNN, RNNCell
+from .modules import RNN
 from .version import __version__
 
 __all__ = ["RNN", "RNNCell", "__version__", "convert", "explain", "functional", "revert", "show_config"]

@@ -7,6 +7,7 @@ or raises; to the text of its error the cause found here is added, as torch's ow
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, Optional
 
 import torch
@@ -45,6 +46,9 @@ def at_odds(module: torch.nn.RNNBase) -> Optional[str]:
         )
     if len(layers[0]) != (4 if module.bias else 2):
         return f"bias is {module.bias}, but the weights are {', '.join(layers[0])}"
+    for name in chain.from_iterable(layers):
+        if module._parameters.get(name, module) is None:
+            return f"{name} is None"
     if 0 < module.proj_size != module.hidden_size:
         return f"proj_size is {module.proj_size}"
     return None

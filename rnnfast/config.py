@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 from . import dispatch
 from .backends import cpu
 from .backends.base import Problem
+from .cell import RNNCell
 from .context import needs_grad
-from .modules import RNN, RNNCell
+from .modules import RNN
 from .version import __version__
 
 

@@ -7,7 +7,8 @@ from typing import TypeVar
 import torch
 
 from . import dispatch
-from .modules import RNN, RNNCell
+from .cell import RNNCell
+from .modules import RNN
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 

@@ -76,6 +76,7 @@ def rnn_step(
     Raises:
         RuntimeError: shapes, dtypes or devices don't fit (torch's own error for the same arguments),
             or the backend is not available or refuses the problem.
+        TypeError: an argument of another type (torch's own error where torch takes that argument).
         ValueError: unknown nonlinearity or backend.
     """
     if hx is not None:
@@ -152,6 +153,7 @@ def rnn_sequence(
     Raises:
         RuntimeError: shapes, dtypes or devices don't fit (torch's own error for the same arguments),
             or the backend is not available or refuses the problem.
+        TypeError: an argument of another type (torch's own error where torch takes that argument).
         ValueError: unknown nonlinearity or backend, or ``batch_sizes`` that don't fit the input.
     """
     if batch_sizes is None:

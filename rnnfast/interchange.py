@@ -30,13 +30,19 @@ class Interchangeable(torch.nn.Module):
         return text if self.backend == "auto" else f"{text}, backend={self.backend}"
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What torch.jit.script compiles in place of this module: torch's own, with the same parameters.
+        """What torch.jit.script compiles in place of this module: itself, having become one of torch's class.
 
-        torch.jit.script puts it into the model that it is given, too; `rnnfast.convert` changes that back.
+        torch.jit.script puts what this returns into the model that it is given. So it is the same object, as
+        after `rnnfast.revert`, and `rnnfast.convert` changes it back.
         """
-        new = self.counterpart.__new__(self.counterpart)  # past __init__, which would draw random numbers
-        new.__dict__.update({name: value for name, value in self.__dict__.items() if name not in self.OWN})
-        return new
+        if "counterpart" not in vars(type(self)):
+            name, theirs = type(self).__name__, self.counterpart.__name__
+            raise RuntimeError(
+                f"torch.jit.script compiles torch.nn.{theirs} in place of ours, without what {name} adds"
+                f" to it; trace it, or derive it from torch.nn.{theirs}"
+            )
+        self.revert()
+        return self
 
     def torchs(self, input: Any, hx: Any, cause: Optional[str] = None) -> Any:
         """What torch's class returns or raises for this call; `cause` is added to the text of the error."""

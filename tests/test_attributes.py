@@ -167,6 +167,22 @@ def test_arguments_that_are_no_tensors_are_named(value):
                 ours(*args)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+def test_a_weight_set_to_none(name, layers):
+    theirs, ours = pair(3, 5, num_layers=layers)
+    weights = [getattr(module, name) for module in (theirs, ours)]
+    for module in (theirs, ours):
+        setattr(module, name, None)
+    x = torch.randn(4, 2, 3).double()
+    assert same_outcome(theirs, ours, name, x)
+    with pytest.raises((TypeError, AttributeError, RuntimeError)):
+        ours(x)
+    for module, weight in zip((theirs, ours), weights, strict=True):
+        setattr(module, name, weight)
+    assert not same_outcome(theirs, ours, name, x)
+
+
 @pytest.mark.parametrize("name", ["bias", "batch_first", "training", "mode", "num_layers"])
 def test_deleted(name):
     theirs, ours = pair(3, 5)

@@ -114,6 +114,60 @@ def test_copies_afterwards(direction):
         ] * 16
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+@pytest.mark.parametrize("theirs, ours, size", PAIRS)
+def test_scripting_changes_the_same_objects(theirs, ours, size):
+    """torch.jit.script compiles torch's class in our place; nobody is left with a module of his own."""
+    model = nn.Sequential(ours(3, 5, backend="eager"))
+    held, x = model[0], torch.randn(size)
+    expected = model(x)
+    scripted = torch.jit.script(model)
+    assert model[0] is held and type(held) is theirs
+    torch.testing.assert_close([scripted(x), model(x)], [expected, expected])
+    assert rnnfast.convert(model)[0] is held and type(held) is ours
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_scripting_a_subclass_is_refused():
+    """What it overrides would be lost without a word."""
+
+    class Doubled(rnnfast.RNN):
+        def forward(self, input, hx=None):
+            output, h_n = super().forward(input, hx)
+            return 2 * output, h_n
+
+    parametrized = rnnfast.RNN(3, 5)
+    nn.utils.parametrizations.spectral_norm(parametrized, "weight_hh_l0")
+    for module in (Doubled(3, 5), parametrized):
+        with pytest.raises(RuntimeError, match=rf"without what {type(module).__name__} adds to it"):
+            torch.jit.script(nn.Sequential(module))
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_under_distributed_data_parallel_and_an_optimizer(tmp_path):
+    """Converted in the middle of the training, after both have taken hold of the parameters."""
+    distributed = torch.distributed
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        models = [nn.Sequential(nn.RNN(3, 5, 2)).double()]
+        models.append(copy.deepcopy(models[0]))
+        x = torch.randn(4, 2, 3).double()
+        for converting, model in enumerate(models):
+            wrapped = nn.parallel.DistributedDataParallel(model)
+            optimizer = torch.optim.Adam(wrapped.parameters(), lr=0.1)
+            for step in range(4):
+                if converting and step == 2:
+                    assert rnnfast.convert(wrapped) is wrapped and type(model[0]) is rnnfast.RNN
+                optimizer.zero_grad()
+                wrapped(x)[0].square().sum().backward()
+                optimizer.step()
+        torch.testing.assert_close(models[1].state_dict(), models[0].state_dict())
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_a_module_that_nobody_holds_any_more_is_freed():
     model = rnnfast.convert(nn.Sequential(nn.RNN(3, 5)))
     seen = weakref.ref(model[0])

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rnnfast import testing
 from rnnfast.backends.cuda import CudaBackend
 from rnnfast.testing import check
 from tests import cuda_on_cpu
@@ -103,35 +104,19 @@ class Case:
         return len(set(self.lengths)) > 1
 
     def tolerance(self) -> float:
-        """A rounding to the stored type at each step, which the state's contraction forgets; the sum's own
-        roundings; and for TF32 those of its operands: half of 2^-10 each, of a product of norm 1/2."""
-        operands = 2**-10 if self.kind == "tf32" else 0.0
-        return 4 * torch.finfo(self.dtype).eps + operands + 2 * torch.finfo(torch.float32).eps * self.H**0.5
+        return testing.tolerance(self.dtype, self.H, tf32=self.kind == "tf32")
 
-    def steps(self):
-        return range(self.T - 1, -1, -1) if self.reverse else range(self.T)
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        weight, pre, h = self.weight.double(), self.pre.double(), self.h0.double().clone()
-        act = torch.tanh if self.nonlinearity == "tanh" else torch.relu
-        out = torch.empty_like(pre)
-        for t in self.steps():
-            n, row = self.sizes[t], int(self.offsets[t])
-            h[:n] = act(pre[row : row + n] + h[:n] @ weight.T)
-            out[row : row + n] = h[:n]
-        return out, h
-
-    def backward(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        weight, out = self.weight.double(), out.double()
-        dh = torch.zeros_like(self.h0).double() if self.grad_hn is None else self.grad_hn.double()
-        derivative = 1 - out**2 if self.nonlinearity == "tanh" else (out > 0).double()
-        dpre = torch.zeros_like(out) if self.grad_out is None else self.grad_out.double()
-        for t in reversed(self.steps()):
-            rows = slice(int(self.offsets[t]), int(self.offsets[t + 1]))
-            n = self.sizes[t]
-            dpre[rows] = (dpre[rows] + dh[:n]) * derivative[rows]
-            dh[:n] = dpre[rows] @ weight
-        return dpre, dh
+    def truth(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """out, h_n, dpre and dh0 by the reference: those of a layer whose W_ih is the identity."""
+        inputs = dict.fromkeys(testing.NAMES)
+        inputs.update(x=self.pre, h0=self.h0, weight_ih=torch.eye(self.H), weight_hh=self.weight)
+        gradients = [
+            torch.zeros_like(like) if gradient is None else gradient
+            for gradient, like in ((self.grad_out, self.pre), (self.grad_hn, self.h0))
+        ]
+        layer = testing.Case(inputs, *gradients, torch.tensor(self.sizes))
+        out, h_n, (dpre, dh0, *_) = testing.expected(layer, self.nonlinearity, self.reverse)
+        return out, h_n, dpre, dh0
 
     # ---- the kernels ----
 
@@ -194,14 +179,12 @@ class Case:
 
     def check(self, **options):
         """Both directions against float64. Returns out, h_n, dpre and dh0."""
-        out, h_n = self.forward()
+        out, h_n, dpre, dh0 = self.truth()
         y, last, status = self.run_forward(**options)
         assert status == (0, 0)
         check("out", y, out, self.tolerance())
         check("h_n", last, h_n, self.tolerance())
-        rounded = out.to(self.dtype)
-        dpre, dh0 = self.backward(rounded)
-        g, g0, status = self.run_backward(rounded, **options)
+        g, g0, status = self.run_backward(out.to(self.dtype), **options)
         assert status == (0, 0)
         check("dpre", g, dpre, self.tolerance())
         check("dh0", g0, dh0, self.tolerance())
@@ -275,7 +258,7 @@ def all_ones(matrix: Tensor) -> None:
 @pytest.mark.parametrize("where", ["pre", "h0"])
 def test_nan_stays_in_its_sequence_and_stops_nobody(kind, nonlinearity, where):
     case = Case(kind, 4, 40, [4] * 9, nonlinearity)
-    expected, _ = case.forward()
+    expected = case.truth()[0]
     all_ones(getattr(case, where)[2])  # of `pre`, the first step
     out, h_n, status = case.run_forward()
     assert status == (0, 0)
@@ -294,7 +277,11 @@ def test_infinity_does_not_meet_the_padding(kind):
     """0 * inf in the units that fill up a row would turn the whole next state into NaN."""
     case = Case(kind, 3, 21, [3, 3], "relu")
     case.pre[0, 3] = float("inf")
-    out, h_n = case.forward()
+    # Not by the reference, in which W_ih would meet the infinity: 0 * inf.
+    out, h_n = torch.empty(3, 2, 21), case.h0.float()
+    for t, pre in enumerate(case.pre.float().view(3, 2, 21)):
+        out[t] = h_n = torch.relu(pre + h_n @ case.weight.float().T)
+    out = out.view(6, 21)
     y, last, status = case.run_forward()
     assert status == (0, 0)
     assert torch.equal(y.isnan(), out.isnan()) and torch.equal(y.isinf(), out.isinf())
@@ -304,7 +291,7 @@ def test_infinity_does_not_meet_the_padding(kind):
 
 def test_nan_in_the_weights_does_not_reach_the_last_step_s_gradient():
     case = Case("bfloat16", 3, 24, [3, 2])
-    out = case.forward()[0].to(case.dtype)
+    out = case.truth()[0].to(case.dtype)
     case.weight[0, 0] = float("nan")
     dpre, dh0, status = case.run_backward(out)
     assert status == (0, 0)
@@ -317,7 +304,7 @@ def test_nan_in_the_weights_does_not_reach_the_last_step_s_gradient():
 def test_missing_block_is_reported_and_waited_for_once(kind, direction):
     """The last block never comes: the others give up at the second step, finish, and say so."""
     case = Case(kind, 6, 64, [6] * 3)
-    out = case.forward()[0].to(case.dtype)
+    out = case.truth()[0].to(case.dtype)
     y, last, (result, fault) = (
         case.run_forward(missing=1, patience=50)
         if direction == "forward"

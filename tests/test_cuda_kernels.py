@@ -5,6 +5,7 @@ What this proves and what it doesn't is said in tests/cuda_on_cpu/machine.h.
 
 import re
 import zlib
+from functools import partialmethod
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from rnnfast.backends import cuda
 from rnnfast.backends.base import Needs, Problem
 from rnnfast.backends.recurrence import Walk
 from rnnfast.functional import rnn_sequence, rnn_step
-from rnnfast.testing import NAMES, check, expected, make
+from rnnfast.testing import NAMES, Case, check, expected, make
 from tests import cuda_on_cpu
 from tests.compare import compare_sequence, make_without_hn
 from tests.cuda_on_cpu import backend as on_cpu
@@ -65,18 +66,13 @@ def order_of_threads(request):
 
 @pytest.fixture
 def dtype(kind, monkeypatch):
-    """The type of a kind, and its rule for products; problems know nothing of TF32, so its eps stands in."""
+    """The type of a kind, and its rule for products."""
     dtype, tf32 = KINDS[kind]
     monkeypatch.setattr(cuda, "tf32", lambda: tf32)
     if tf32:
-        monkeypatch.setattr("rnnfast.testing.Case.tolerance", lambda case: tf32_tolerance(case))
+        monkeypatch.setattr(Case, "tolerance", partialmethod(Case.tolerance, tf32=True))
     dispatch.find.cache_clear()
     return dtype
-
-
-def tf32_tolerance(case):
-    """Operands are rounded to 11 bits, 2^-11 relative at most; errors add up like a random walk."""
-    return 8 * 2.0**-11
 
 
 def make_case(shape, dtype, nonlinearity="tanh", **options):

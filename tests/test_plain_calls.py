@@ -198,7 +198,8 @@ def test_transforms_tracers_and_fake_tensors(taken):
             assert rnn(mode.from_tensor(x))[0].shape == (3, 2, 7)
         fake = FakeTensorMode().from_tensor(x)
     assert (
-        plain.sequence(fake, None, *rnn.parameters(), "tanh", False, (5, 7), "cpu", False, False, 4, 1) is None
+        plain.sequence(fake, None, *rnn.parameters(), "tanh", False, (5, 7), "cpu", False, False, 4, 1)
+        is None
     )
     assert "sequence" not in taken
 

@@ -1,5 +1,6 @@
 """What belongs to a process or a thread rather than to a call: forks, floating-point modes, OpenMP."""
 
+import ctypes
 import subprocess
 import sys
 import textwrap
@@ -12,9 +13,12 @@ import rnnfast
 from rnnfast import config
 from rnnfast.backends import cpu
 
-pytestmark = pytest.mark.skipif(
-    cpu.native is None or not cpu.native.openmp(), reason="needs the native extension and OpenMP"
-)
+pytestmark = [
+    pytest.mark.threads,
+    pytest.mark.skipif(
+        cpu.native is None or not cpu.native.openmp(), reason="needs the native extension and OpenMP"
+    ),
+]
 
 FORK = """
 import ctypes, os, signal, sys, traceback
@@ -111,6 +115,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads as Linux lists them")
 @pytest.mark.parametrize("parent", PROGRAMS)
 def test_fork(parent):
@@ -120,6 +125,11 @@ def test_fork(parent):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
     )
     assert result.returncode == 0, result.stderr
+
+
+def end_threads():
+    """Ends OpenMP's threads, as those of the next region begin in the floating-point mode of their maker."""
+    ctypes.CDLL(cpu.native.openmp()).omp_pause_resource_all(2)
 
 
 def subnormals(tensors):
@@ -147,7 +157,8 @@ def test_subnormal_numbers_on_any_number_of_threads(flush, pool_flushes, packed)
     input, lengths = x, [steps] * (batch // 2) + [2] * (batch // 2)
     results = []
     try:
-        torch.set_num_threads(2)
+        end_threads()
+        torch.set_num_threads(3)
         torch.set_flush_denormal(pool_flushes)
         rnn(torch.randn(steps, batch, size))
         for threads in (1, 2, 3):
@@ -166,6 +177,7 @@ def test_subnormal_numbers_on_any_number_of_threads(flush, pool_flushes, packed)
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(before)
+        end_threads()
     assert (subnormals(results[0]) == 0) == flush
     for result in results[1:]:
         for actual, expected in zip(result, results[0], strict=True):

@@ -1,14 +1,14 @@
 """The support matrix: its tests exist, it is up to date, and what torch can't do it still can't."""
 
-from pathlib import Path
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch.export import Dim
 
 from tests import support
-
-README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.parametrize("row", support.ROWS, ids=lambda row: row.feature)
@@ -57,10 +57,40 @@ def test_torch_can_t_skip_init():
         torch.nn.utils.skip_init(torch.nn.RNN, 3, 5)
 
 
-def test_readme_example_runs():
-    text = README.read_text()
-    example = text.split("```python\n")[1].split("```")[0]
-    names: dict = {}
-    exec(example, names)
-    assert names["output"].shape == (32, 35, 256)
-    assert isinstance(names["model"]["encoder"], names["rnnfast"].RNN)
+def run_alone(code):
+    """What a program prints, in a process without rnnfast, which would change what is shown."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.slow
+def test_torch_hangs_in_a_child_of_a_parallel_parent():
+    code = """
+import os, signal, torch
+torch.set_num_threads(2)
+x = torch.randn(1_000_000)
+x.exp()
+child = os.fork()
+if child == 0:
+    signal.alarm(3)
+    x.exp()
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run_alone(code) == str(-signal.SIGALRM)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU can't flush subnormal numbers")
+def test_torch_flushes_on_the_calling_thread_alone():
+    code = """
+import torch
+torch.set_num_threads(2)
+x = torch.full((1_000_000,), 1e-39)
+torch.add(x, 0)  # makes the threads, in the usual mode
+torch.set_flush_denormal(True)
+values = torch.add(x, 0)
+torch.set_flush_denormal(False)
+print(0 < int((values == 0).sum()) < len(x))
+"""
+    assert run_alone(code) == "True"

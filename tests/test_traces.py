@@ -1,4 +1,4 @@
-"""`torch.jit.trace` and, with backend="aten", `torch.export` record torch's operators: rnnfast isn't needed."""
+"""`torch.jit.trace` and, with backend="aten", `torch.export` record torch's operators, so need no rnnfast."""
 
 import io
 import subprocess
@@ -14,9 +14,10 @@ import rnnfast
 from rnnfast.functional import rnn_sequence, rnn_step
 from rnnfast.testing import BACKENDS
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*torch.jit.*is deprecated", "ignore::torch.jit.TracerWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated", "ignore::torch.jit.TracerWarning"),
+]
 each_backend = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 
 WITHOUT_RNNFAST = """

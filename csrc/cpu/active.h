@@ -7,7 +7,7 @@ namespace rnnfast {
 
 const Kernels& active_kernels();
 
-// How many of the requested threads a kernel may use: one in a forked child, else all.
+// How many of the requested threads a kernel may use: one where a fork has lost the team (bindings.cpp), else all.
 int team(int threads);
 
 }  // namespace rnnfast

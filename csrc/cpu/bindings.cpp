@@ -65,10 +65,10 @@ std::vector<const Kernels*> runnable() {  // slowest first
 
 std::atomic<const Kernels*> active{runnable().back()};
 
-// A child of fork has only the thread that forked, but libgomp's record of that thread's team as well: entering a
-// parallel region would hang. So the team is dissolved before the fork, by OpenMP 5.0's omp_pause_resource_all; the
-// next region makes another one, in the parent and in the child. Where that is not to be had (an older runtime, a fork
-// from inside of a region) the child does without parallel regions.
+// Whether a fork has left this process with one thread. A child of fork has only the thread that forked, but also
+// libgomp's record of that thread's team: entering a parallel region would hang. The team is therefore dissolved before
+// the fork, by OpenMP 5.0's omp_pause_resource_all, and the next region makes another one, in the parent and in the
+// child. If the runtime is older, or the fork comes from inside a region, the child computes without parallel regions.
 std::atomic<bool> team_lost{false};
 
 #if defined(__linux__)
@@ -82,7 +82,8 @@ void in_child() {
   if (!dissolved) team_lost = true;
 }
 
-// The file of the library that `name` comes from, as seen from a library that is loaded already or from this one.
+// The file of the library that defines `name`, as seen from the library `from`, which is loaded already, or from this
+// one.
 std::string library_of(const char* name, const char* from) {
   void* scope = from ? dlopen(from, RTLD_LAZY | RTLD_NOLOAD) : RTLD_DEFAULT;
   if (from && !scope) return "";
@@ -166,7 +167,15 @@ void recurrence(int dtype, int activation, int64_t T, int64_t B, int64_t H, Addr
 }  // namespace
 }  // namespace rnnfast
 
+// Nothing in csrc/cpu relies on the GIL, so importing it into a free-threaded Python must not turn it on. Kernels have
+// always run without it: their scratch memory belongs to threads, `active` and `team_lost` are atomic. What plain.cpp
+// keeps is written once, by plain_setup, while rnnfast.plain is imported; it borrows references from arguments and from
+// tuples of its own alone. Python before 3.13 and pybind11 before 2.13 know of no such declaration.
+#if PYBIND11_VERSION_HEX >= 0x020d0000
+PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
+#else
 PYBIND11_MODULE(_cpu, m) {
+#endif
   using namespace rnnfast;
   using release = py::call_guard<py::gil_scoped_release>;
 #if defined(__linux__)

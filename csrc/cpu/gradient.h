@@ -11,8 +11,7 @@
 //
 // Measured on two threads of Zen 4, FMA peak 231 to 234 GF/s: 88 and 86% of the peak at H = 512 and 1024, 73% at B =
 // 32, H = 256, 62 to 64% in smaller layers. A likely cause of the rest: half of what one core writes in the recurrence
-// is read by the other one here. Sharing rows here as the recurrence shares the batch would avoid that; it was not
-// tried.
+// is read by the other one here. Not tried: sharing rows here as the recurrence shares the batch.
 #pragma once
 
 #include "../recurrence.h"

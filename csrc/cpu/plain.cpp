@@ -81,7 +81,7 @@ Owned fresh(PyObject* tensor, const View& like, View* view, Sizes... sizes) {
   return made;
 }
 
-// ... and of its shape.
+// A new tensor of the dtype, device and shape of `tensor`, or null, as `fresh`.
 Owned fresh_like(PyObject* tensor, const View& like, View* view) {
   Owned made(PyObject_CallOneArg(empty_like, tensor));
   if (!made || !viewer.look(made.get(), view) || !view->goes_with(like) || view->ndim != like.ndim ||
@@ -108,7 +108,7 @@ bool activation_of(PyObject* name, Activation* activation) {
   return tanh || PyUnicode_CompareWithASCIIString(name, "relu") == 0;
 }
 
-// The last number of a tuple, or -1.
+// The last number of a tuple, or -1 if it has none.
 int64_t last_of(PyObject* numbers) {
   const Py_ssize_t count = PyTuple_Check(numbers) ? PyTuple_GET_SIZE(numbers) : 0;
   return count ? PyLong_AsLongLong(PyTuple_GET_ITEM(numbers, count - 1)) : -1;

@@ -1,5 +1,5 @@
-// The product outside the recurrence, c = a b + bias0 + bias1: the input projection of all steps at once, and its input
-// gradient.
+// The product outside the recurrence, c = a b + bias0 + bias1: the input projection of all steps at once, and the
+// gradient of the input.
 //
 // It is a plain GEMM of our own because a vendor library chooses its order of summation, and with it the last bits, by
 // shape and number of threads. Here every element is summed in the order of the tile, so that a sequence gets the same

@@ -67,8 +67,7 @@ Grid plan_recurrence(const Walk& walk, int64_t rows, int threads) {
   return {row_teams > 1 ? int(row_teams) : 1, 1};
 }
 
-// What one thread owns: sequences, whose carry begins `carry` values into the buffer, and a range of vectors of
-// columns.
+// What one thread owns: sequences, whose carry begins `carry` values into the buffer, and vectors of columns.
 struct Slice {
   Range batch, vectors;
   int64_t carry;

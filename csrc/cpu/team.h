@@ -15,8 +15,9 @@
 #include "vec.h"
 
 #if defined(__linux__)
-// What GCC makes of `#pragma omp parallel`, called by name. Of the pragma clang makes a call into libomp, which would
-// be a second pool beside torch's libgomp: two pools that spin for the same cores. libomp has these three, too.
+// GCC compiles `#pragma omp parallel` into these calls, which are made by name here. clang compiles it into a call of
+// libomp, a second pool of threads beside torch's libgomp, and two pools spin for the same cores. libomp has these
+// three functions, too.
 extern "C" {
 void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 int omp_get_thread_num(void);
@@ -81,17 +82,17 @@ struct alignas(64) Barrier {
   }
 };
 
-// How this thread rounds, and whether it takes subnormal numbers for zeros: what torch.set_flush_denormal sets, for the
-// calling thread alone.
+// The floating-point mode of a thread: its rounding, and whether it treats subnormal numbers as zero, which
+// torch.set_flush_denormal sets for the calling thread alone.
 struct FloatingPoint {
 #if defined(__x86_64__)
   using Word = unsigned;
-  static constexpr Word kFlags = 0x3f;  // exceptions that have occurred: results, which stay the thread's own
+  static constexpr Word kFlags = 0x3f;  // flags of exceptions that have occurred, which each thread keeps
   static Word read() { return _mm_getcsr(); }
   static void write(Word word) { _mm_setcsr(word); }
 #elif defined(__aarch64__)
   using Word = uint64_t;
-  static constexpr Word kFlags = 0;  // they are in another register
+  static constexpr Word kFlags = 0;  // the flags are in another register
   static Word read() {
     Word word;
     asm volatile("mrs %0, fpcr" : "=r"(word));

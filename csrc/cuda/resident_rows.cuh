@@ -53,8 +53,7 @@ class Rows {
   uint32_t row_, step_;
 };
 
-// The lanes of a warp hold the next 32 offsets, and the 32 after them are being loaded, so that no step waits for
-// memory.
+// The lanes of a warp hold the next 32 offsets and load the 32 after them, so that no step waits for memory.
 template <>
 class Rows<true> {
  public:

@@ -21,8 +21,7 @@ int forward(const StepArgs& args, uintptr_t stream) {
                 ceil_divide(args.H, S::kUnits) * ceil_divide(args.B, S::kSequences), S::kThreads,
                 sizeof(typename S::Shared), stream, Grid::kIndependent, with_alignment);
 }
-// With few sequences as many blocks as possible share the weights; with more, a block uses its weights for more of
-// them.
+// With few sequences as many blocks as possible share the weights. With more, a block computes more of them.
 template <class Kind>
 int forward(const StepArgs& args, uintptr_t stream) {
   return args.B <= 8 ? forward<Kind, 1, 1>(args, stream) : forward<Kind, 2, 4>(args, stream);
