@@ -98,17 +98,3 @@ $(VENV)/.installed-%: $(VENV)/.built
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info rnnfast/*.so
-
-# ---- what looks for faults: see tests/fuzz/README.md ---------------------------------------------
-.PHONY: fuzz sanitize
-
-SECONDS ?= 60
-SEED ?= 0
-
-# Problems drawn at random against torch, for so many SECONDS. `ARGS="--replay SEED"` repeats one.
-fuzz: $(VENV)/.installed-test
-	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) $(ARGS)
-
-# The native code under sanitizers. SHORT=1: one instruction set, and a part of the tests.
-sanitize: $(VENV)/.installed-test
-	$(BIN)/python -m tests.sanitize $(if $(SHORT),--short) $(ARGS)
