@@ -44,7 +44,7 @@ DIFFERENCES = [
         ),
     ),
     Difference(
-        "beside batch_sizes, input and h0 are matrices: torch's operator, which is a stack's, has layers in h0",
+        "beside batch_sizes, input and h0 are matrices; the operator of torch has layers in h0",
         lambda p, theirs, ours: bool(p.lengths) and "dimensions beside batch_sizes" in _text(ours),
     ),
     Difference(
