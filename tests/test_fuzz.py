@@ -61,6 +61,7 @@ def test_found_once(problem):
     assert not report.kind, report
 
 
+@pytest.mark.slow
 def test_some_hundreds_of_problems():
     worker = child.Worker(range(7_000_000_000, 7_000_000_300))
     limit = time.monotonic() + 240
@@ -148,6 +149,7 @@ def test_hang_is_caught():
     assert report.kind == "hang" and "in hang" in report.trace
 
 
+@pytest.mark.slow
 def test_replay_from_the_command_line():
     seed = next(seed for seed in range(1000) if draw(seed).target == "step" and not draw(seed).wrong)
     command = [sys.executable, "-m", "tests.fuzz", "--replay", str(seed)]

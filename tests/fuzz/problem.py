@@ -181,6 +181,8 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
         p["layouts"] = ((r.choice([n for n in movable if n != "output"]), r.choice(RARE_LAYOUTS)),)
         if p["layouts"][0][1] == "duck" and target not in (*MODULES, *FUNCTIONS):
             p["layouts"] = ()  # operators take tensors
+        if p["layouts"] == (("x", "inference"),) and p.get("reverse"):
+            p["layouts"] = ()  # torch reverses a copy, which is an ordinary tensor
     elif dice < 0.14:
         read = [n for n in present if target not in BACKWARDS or not n.startswith("bias")]
         name = r.choice(read + (["batch_sizes"] if p.get("lengths") else []))
