@@ -163,7 +163,7 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int, batch: int) -> None:
         batch_sizes.dtype is not torch.int64
         or not batch_sizes.is_cpu
         or batch_sizes.dim() != 1
-        or not strided(batch_sizes)
+        or batch_sizes.layout is not torch.strided
         or batch_sizes.is_neg()
     ):
         raise ValueError(
@@ -206,7 +206,7 @@ def check_backward(
 ) -> None:
     """Raises RuntimeError, naming it, for a tensor of a backward pass that no kernel may be given.
 
-    Gradients may have any layout; `dense` is for them.
+    Gradients may have any layout; see `dense_gradient`.
     """
     dtype, device = x.dtype, x.device
     if dtype not in _DTYPES or x.dim() != dims or (not packed and x.shape[0] == 0 and dims == 3):
@@ -242,14 +242,19 @@ def check_backward(
 
 
 def dense(tensor: Any) -> Any:
-    """As backends get it: in memory, contiguous, and not a view that torch negates when it is read."""
+    """As backends get it: contiguous, and not a view that torch negates when it is read."""
+    return None if tensor is None else tensor.resolve_neg().contiguous()
+
+
+def dense_gradient(tensor: Any) -> Any:
+    """`dense` of what autograd sends, which may have any layout."""
     if tensor is None:
         return None
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
     if tensor._is_zerotensor():
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-    return tensor.resolve_neg().contiguous()
+    return dense(tensor)
 
 
 def _described(tensor: Any) -> str:

@@ -65,6 +65,11 @@ def needs_composite() -> bool:
     return _functorch_active() or getattr(forward_ad, "_current_level", -1) >= 0
 
 
+def ordinary(*arguments: Any) -> bool:
+    """Whether all are torch's own tensors, or None, and no function mode is active: the usual case."""
+    return is_compiling() or (PLAIN.issuperset(map(type, arguments)) and not _function_modes())
+
+
 def overridden(*arguments: Any) -> bool:
     """Whether a `__torch_function__` is to see a call: that of an argument, or that of a mode.
 

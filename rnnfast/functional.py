@@ -35,6 +35,7 @@ from .context import (
     any_autocast,
     needs_composite,
     needs_grad,
+    ordinary,
     overridden,
     recorded_as_torch_s,
     undisturbed,
@@ -85,10 +86,11 @@ def rnn_step(
             return out
     given: Arguments = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     check_names(nonlinearity, backend)
-    if not _are_tensors(*given) or shown_to_others(backend, *given):
-        return torch_step(*given, nonlinearity)
-    if overridden(*given):
-        return handle_torch_function(rnn_step, given, *given, nonlinearity, backend=backend)
+    if not _usual(*given):
+        if not _are_tensors(*given) or shown_to_others(backend, *given):
+            return torch_step(*given, nonlinearity)
+        if overridden(*given):
+            return handle_torch_function(rnn_step, given, *given, nonlinearity, backend=backend)
     tensors = _autocast(given) if autocast_on(input) else given
     input, hx = tensors[:2]
     if not fits_step(*tensors):
@@ -167,18 +169,19 @@ def rnn_sequence(
     if not isinstance(reverse, bool):
         raise TypeError(f"argument 'reverse' must be bool, not {type(reverse).__name__}")
     walk = (nonlinearity, batch_sizes, reverse)
-    if not _are_tensors(*given) or shown_to_others(backend, *given):
-        return torch_sequence(*given, *walk)
-    if overridden(*given):
-        return handle_torch_function(
-            rnn_sequence,
-            given,
-            *given,
-            nonlinearity,
-            reverse=reverse,
-            batch_sizes=batch_sizes,
-            backend=backend,
-        )
+    if not _usual(*given):
+        if not _are_tensors(*given) or shown_to_others(backend, *given):
+            return torch_sequence(*given, *walk)
+        if overridden(*given):
+            return handle_torch_function(
+                rnn_sequence,
+                given,
+                *given,
+                nonlinearity,
+                reverse=reverse,
+                batch_sizes=batch_sizes,
+                backend=backend,
+            )
     tensors = _autocast(given) if autocast_on(input) else given
     input, h0 = tensors[:2]
     packed = batch_sizes is not None
@@ -356,6 +359,17 @@ def shown_to_others(backend: str, *arguments: Any) -> bool:
     if not overridden(*arguments):
         return False
     return backend in ("auto", "aten") or not all(t is None or isinstance(t, Tensor) for t in arguments)
+
+
+def _usual(x: Any, h: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> bool:
+    """Whether these are torch's own tensors and nobody intercepts a call: the usual case, answered at once."""
+    return (
+        x is not None
+        and h is not None
+        and weight_ih is not None
+        and weight_hh is not None
+        and ordinary(x, h, weight_ih, weight_hh, bias_ih, bias_hh)
+    )
 
 
 def _are_tensors(x: Any, h: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> bool:

@@ -30,6 +30,7 @@ from .arguments import (
     check_needs,
     check_packed,
     dense,
+    dense_gradient,
     fits_sequence,
     fits_step,
     left_to_torch,
@@ -216,7 +217,7 @@ def run_step_backward(
     """`rnn_step_backward` for a caller that has checked the arguments and found the backend."""
     with _unseen():
         return solver.step_backward(
-            dense(grad),
+            dense_gradient(grad),
             dense(x) if needs.weight_ih else x,
             dense(h) if needs.weight_hh else h,
             dense(weight_ih) if needs.x else weight_ih,
@@ -390,8 +391,8 @@ def run_sequence_backward(
     """`rnn_sequence_backward` for a caller that has checked the arguments and found the backend."""
     with _unseen():
         grads = solver.sequence_backward(
-            None if grad_out is None else _rows(dense(grad_out)),
-            dense(grad_hn),
+            None if grad_out is None else _rows(dense_gradient(grad_out)),
+            dense_gradient(grad_hn),
             _rows(dense(x) if needs.weight_ih else x),
             dense(h0) if needs.weight_hh else h0,
             dense(weight_ih) if needs.x else weight_ih,
@@ -429,8 +430,8 @@ def run_plain_sequence_backward(
     """`run_sequence_backward` for tensors that `plain` has found to be dense, but for what autograd sends."""
     steps, batch, input_size = x.shape
     grads = solver.sequence_backward(
-        None if grad_out is None else dense(grad_out).view(steps * batch, -1),
-        None if grad_hn is None else dense(grad_hn).view(batch, -1),
+        None if grad_out is None else dense_gradient(grad_out).view(steps * batch, -1),
+        None if grad_hn is None else dense_gradient(grad_hn).view(batch, -1),
         x.view(steps * batch, input_size),
         h0.view(batch, -1),
         weight_ih,

@@ -228,7 +228,6 @@ def _address(tensor: Optional[Tensor], dtype: torch.dtype, *shape: int) -> int:
         or tensor.shape != shape
         or not tensor.is_cpu
         or not tensor.is_contiguous()
-        or tensor.is_neg()
         or (address == 0 and tensor.numel() > 0)
     ):
         raise RuntimeError(
