@@ -88,9 +88,37 @@ def _with_address_sanitizer() -> dict[str, str]:
     }
 
 
+# A step that is told of 64 units writes behind the 4 bytes that there are for them.
+OVERFLOW = """
+import torch
+import tests.sanitize.plugin
+from rnnfast.backends.cpu import native
+x, out = torch.ones(64 * 64), torch.empty(1)
+native.step(0, 0, 1, 1, 64, *[x.data_ptr()] * 4, 0, 0, out.data_ptr(), 1)
+"""
+
+
+def _found(command: Sequence[str], what: str, **environment: str) -> bool:
+    """Whether the sanitizer ends a program that is known to be wrong, so that its silence means something."""
+    result = subprocess.run(
+        command,
+        cwd=build.ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0 and what in result.stderr:
+        return True
+    print(f"{' '.join(command)}: no {what} was found\n{result.stderr[-2000:]}")
+    return False
+
+
 def kernels(short: bool) -> int:
     extension = str(build.cpu_extension(_sets(short)))
     environment = {**_with_address_sanitizer(), "RNNFAST_FUZZ_EXTENSION": extension}
+    if not _found([sys.executable, "-c", OVERFLOW], "heap-buffer-overflow", **environment):
+        return 1
     pytest = [*PYTEST, "-p", "tests.sanitize.plugin"]
     fuzz = [sys.executable, "-m", "tests.fuzz", "--extension", extension, "--seed", "1"]
     return _run([*pytest, *(SHORT_KERNELS if short else KERNELS)], **environment) or _run(
@@ -102,6 +130,8 @@ def team(short: bool) -> int:
     status = 0
     for name in _teams(short):
         harness = str(build.team(name))
+        if not _found([harness, "race"], "data race", TSAN_OPTIONS="halt_on_error=1"):
+            return 1
         status |= _run([harness, *(["2"] if short else [])], TSAN_OPTIONS="halt_on_error=1")
     return status
 
