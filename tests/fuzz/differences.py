@@ -48,6 +48,14 @@ DIFFERENCES = [
         lambda p, theirs, ours: bool(p.lengths) and "dimensions beside batch_sizes" in _text(ours),
     ),
     Difference(
+        "AVX512-BF16 reads subnormal numbers as zeros",
+        lambda p, theirs, ours: (
+            p.dtype == "bfloat16"
+            and p.instruction_set in ("", "avx512bf16")
+            and "subnormal" in dict(p.special).values()
+        ),
+    ),
+    Difference(
         "under autocast torch cannot differentiate its own operator for float16 on a CPU",
         lambda p, theirs, ours: p.around == "autocast" and "at::autocast::prioritize" in _text(theirs),
     ),

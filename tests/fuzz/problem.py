@@ -136,7 +136,7 @@ def draw(seed: int) -> Problem:
         "twice": r.random() < 0.1,
     }
     if r.random() < 0.3:
-        p["instruction_set"] = r.choice(("baseline", "avx2", "avx512"))
+        p["instruction_set"] = r.choice(("baseline", "avx2", "avx512", "avx512bf16"))
     if r.random() < 0.04:  # large enough for several threads
         p.update(steps=1 if one_step else r.randint(4, 12), batch=r.choice((1, 4, 16, 40, 64)))
         p.update(inputs=r.choice((8, 100)), hidden=r.choice((64, 96, 130, 200)), threads=r.randint(1, 4))
@@ -228,6 +228,8 @@ def _captured(r: Random, p: dict) -> None:
     later = (p["steps"], p["batch"], p["dtype"])
     if p["capture"] in ("trace", "make_fx", *SLOW_CAPTURES):
         p.update(shuffled=False)
+        if p["capture"] == "make_fx":
+            p.update(hx=True)  # the zeros in its place would be of the first call's batch
         dice = r.random()
         if dice < 0.5 and p["capture"] != "export":
             steps = p["steps"] if p["target"] in STEPS else r.randint(1, 6)
