@@ -7,6 +7,7 @@ differentiable torch operators: the eager backend's.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -277,6 +278,11 @@ def _of_tensors(grads: Grads, needs_input_grad: tuple[bool, ...]) -> tuple[Optio
     return x, h0, weight_ih, weight_hh, bias.clone() if bias_ih else None, bias
 
 
+def _rows(tensor: Tensor) -> Tensor:
+    """[T, B, N] as [T * B, N]; `flatten` has no rule for batched gradients, and -1 no meaning if N is 0."""
+    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
+
+
 def composite_sequence(
     x: Tensor,
     h0: Tensor,
@@ -289,7 +295,7 @@ def composite_sequence(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     rest = (h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, batch_sizes, reverse)
-    out, h_n = _EAGER.sequence_forward(x.flatten(0, -2), *rest)
+    out, h_n = _EAGER.sequence_forward(_rows(x), *rest)
     return out.reshape(*x.shape[:-1], out.shape[-1]), h_n
 
 
@@ -307,13 +313,13 @@ def _composite_sequence_backward(
     needs: Needs,
 ) -> Grads:
     grads = _EAGER.sequence_backward(
-        None if grad_out is None else grad_out.flatten(0, -2),
+        None if grad_out is None else _rows(grad_out),
         grad_hn,
-        x.flatten(0, -2),
+        _rows(x),
         h0,
         weight_ih,
         weight_hh,
-        out.flatten(0, -2),
+        _rows(out),
         nonlinearity,
         batch_sizes,
         reverse,

@@ -362,7 +362,7 @@ def shown_to_others(backend: str, *arguments: Any) -> bool:
 
 
 def _usual(x: Any, h: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> bool:
-    """Whether these are torch's own tensors and nobody intercepts a call: the usual case, answered at once."""
+    """Whether these are torch's own tensors and nobody intercepts a call: the usual case."""
     return (
         x is not None
         and h is not None

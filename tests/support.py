@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 BEGIN, END = "<!-- support:begin -->", "<!-- support:end -->"
@@ -208,6 +209,7 @@ def with_table(text: str) -> str:
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
+@cache
 def existing_tests() -> set[str]:
     """All tests of this folder, in the form of `Row.shown_by`."""
     return {

@@ -49,6 +49,7 @@ def input_of(steps, batch, train=False, features=3):
     return torch.randn(steps, batch, features, requires_grad=train)
 
 
+@pytest.mark.sample(6)
 @each_backend
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])

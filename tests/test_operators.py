@@ -245,6 +245,7 @@ def test_graphs_with_other_arguments(capture, grad):
         torch.testing.assert_close(tuple(graph(x, h)), layer(x, h))
 
 
+@pytest.mark.thorough
 @needs_compiler
 def test_ahead_of_time_compiled(tmp_path):
     rnn = rnnfast.RNN(5, 7).eval()

@@ -170,6 +170,7 @@ def call_with(module, names, *tensors):
     return torch.func.functional_call(module, parameters, tensors[len(names) :])
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
 def test_gradients(theirs, build, device, check):
     for module, args, _ in samples(theirs, build, device, requires_grad=True):

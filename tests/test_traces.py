@@ -65,6 +65,7 @@ class Both(nn.Module):
         return output, self.cell(x[-1], h_n[-1])
 
 
+@pytest.mark.sample(2)
 @each_backend
 def test_a_trace_is_loaded_without_rnnfast(backend, tmp_path):
     model = Both(backend).eval()
@@ -138,6 +139,7 @@ def test_a_trace_of_pruned_and_replaced_weights():
     torch.testing.assert_close(torch.jit.trace(rnn, x)(x), rnn(x))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("strict", [True, False])
 def test_export_of_the_aten_backend_is_loaded_without_rnnfast(strict, tmp_path):
     """As torch's own export, for one number of steps."""

@@ -88,16 +88,17 @@ class TritonBackend(RecurrenceBackend):
     ) -> Grads:
         from ..kernels import step
 
-        # The weight gradients of an empty batch are zero, and nothing is launched.
-        new = torch.empty_like if x.shape[0] else torch.zeros_like
+        (batch, inputs), hidden = x.shape, h.shape[1]
+        # Without outputs nothing is launched, and the gradients are zero.
+        new = x.new_empty if h.numel() else x.new_zeros
         grads = Grads(
-            x=new(x) if needs.x else None,
-            h0=new(h) if needs.h0 else None,
-            weight_ih=new(weight_ih) if needs.weight_ih else None,
-            weight_hh=new(weight_hh) if needs.weight_hh else None,
-            bias=new(weight_hh[0]) if needs.bias else None,
+            x=new((batch, inputs)) if needs.x else None,
+            h0=new((batch, hidden)) if needs.h0 else None,
+            weight_ih=new((hidden, inputs)) if needs.weight_ih else None,
+            weight_hh=new((hidden, hidden)) if needs.weight_hh else None,
+            bias=new((hidden,)) if needs.bias else None,
         )
-        if x.shape[0]:
+        if h.numel():
             with _on(x):
                 for launch in step.step_backward(
                     grad, x, h, weight_ih, weight_hh, out, nonlinearity, _precision(), grads
