@@ -47,10 +47,9 @@ def cpu_extension(sets: Sequence[str]) -> Path:
     if "avx512bf16" in sets:
         include.append("-DRNNFAST_AVX512BF16")
     if X86:
+        others = [name for name in ("baseline", "avx2", "avx512") if name not in sets]
         kernels = {name: f"_ZN7rnnfast{len(name)}{name}7kernelsE" for name in SETS}
-        aliases = [
-            f"-Wl,--defsym={kernels[n]}={kernels[sets[-1]]}" for n in ("avx2", "avx512") if n not in sets
-        ]
+        aliases = [f"-Wl,--defsym={kernels[name]}={kernels[sets[-1]]}" for name in others]
     return _build("_cpu.so", units, ADDRESS, ["-shared", *ADDRESS, *aliases])
 
 
