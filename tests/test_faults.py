@@ -235,7 +235,8 @@ def test_interrupts_while_kernels_run():
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 interrupts += 1
-                torch.set_grad_enabled(True)  # off if torch's no_grad, in the making of a module, was cut short
+                # Off where the no_grad of torch in the making of a module was cut short.
+                torch.set_grad_enabled(True)
             assert identical(train(shape, dtype), expected)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
