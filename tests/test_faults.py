@@ -123,6 +123,7 @@ def refuse_each_in_turn(library):
     print(count)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None or sys.platform != "linux", reason="needs a C compiler and LD_PRELOAD")
 def test_every_allocation_refused_in_turn(tmp_path):
     source, library = tmp_path / "refuse.c", tmp_path / "refuse.so"
@@ -233,7 +234,9 @@ def test_interrupts_while_kernels_run():
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 interrupts += 1
-                torch.set_grad_enabled(True)  # off if torch's no_grad, in the making of a module, was cut short
+                torch.set_grad_enabled(
+                    True
+                )  # off if torch's no_grad, in the making of a module, was cut short
             assert identical(train(shape, dtype), expected)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -302,10 +305,12 @@ def keep_calling(calls):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
-def test_memory_stays_flat():
+@pytest.mark.slow
+@pytest.mark.parametrize("calls", [1_000, pytest.param(10_000, marks=pytest.mark.thorough)])
+def test_memory_stays_flat(calls):
     """A leak of one small tensor in each of 10,000 calls would be 5 MiB; allocators vary by less."""
     result = subprocess.run(
-        [sys.executable, "-c", "from tests.test_faults import keep_calling; keep_calling(10_000)"],
+        [sys.executable, "-c", f"from tests.test_faults import keep_calling; keep_calling({calls})"],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,

@@ -148,6 +148,7 @@ def test_hang_is_caught():
     assert report.kind == "hang" and "in hang" in report.trace
 
 
+@pytest.mark.slow
 def test_replay_from_the_command_line():
     seed = next(seed for seed in range(1000) if draw(seed).target == "step" and not draw(seed).wrong)
     command = [sys.executable, "-m", "tests.fuzz", "--replay", str(seed)]
