@@ -194,6 +194,9 @@ void walk_slice(const Op& op, const State<S>& shared, int64_t count, const Slice
                                                                              Vec<C> product) {
               const Vec<C> h = op.step(offset + b, b, col, lanes, product, joined);
               store(next + b * ld + col, h);
+              // The value that fills up the last unit of a row is multiplied by zero: it must not be infinite or NaN.
+              if constexpr (kPerUnit<S> > 1)
+                if (lanes < kLanes<C>) next[b * ld + col + lanes] = Carried<S>{};
             });
       };
       take(staying, shared.K, false);

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +17,15 @@ from rnnfast.backends.cuda import CudaBackend
 from tests.cuda_on_cpu import KERNELS, build
 
 
+def library() -> Path:
+    """The file that `native` loads, built if need be."""
+    return build("_cuda", [*sorted(KERNELS.glob("*.cu")), KERNELS / "bindings.cpp"])
+
+
 @lru_cache
 def native() -> Any:
     """What rnnfast._cuda is, built for the CPU: the same bindings, launchers and kernels."""
-    path = str(build("_cuda", [*sorted(KERNELS.glob("*.cu")), KERNELS / "bindings.cpp"]))
+    path = str(library())
     spec = spec_from_file_location("_cuda", path, loader=ExtensionFileLoader("_cuda", path))
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)

@@ -161,7 +161,9 @@ def _call_module(p: Problem, module: torch.nn.Module, given: dict[str, Any]) -> 
     if p.lengths:
         order = None
         if p.shuffled:
-            order = torch.randperm(len(p.lengths), generator=torch.Generator().manual_seed(p.seed))
+            order = torch.randperm(
+                len(p.lengths), generator=torch.Generator().manual_seed(p.seed), device="cpu"
+            )
         x = PackedSequence(
             x, given["batch_sizes"], order, None if order is None else invert_permutation(order)
         )

@@ -192,6 +192,8 @@ def _compare_facts(p: Problem, theirs: Outcome, ours: Outcome) -> Finding | None
         return Finding("facts", f"results {sorted(ours.tensors)}, torch's {sorted(theirs.tensors)}")
     for name, expected in theirs.tensors.items():
         got, wanted = _facts(ours.tensors[name]), _facts(expected)
+        if p.capture in captures.WITHOUT_GRADIENTS:  # its parameters are constants there
+            got, wanted = got[:5], wanted[:5]
         if got != wanted and not _zeros_for_none(expected, ours.tensors[name]):
             return Finding("facts", f"{name}: {got}\n    torch: {wanted}")
     return None

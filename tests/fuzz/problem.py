@@ -136,7 +136,7 @@ def draw(seed: int) -> Problem:
         "twice": r.random() < 0.1,
     }
     if r.random() < 0.3:
-        p["instruction_set"] = r.choice(("baseline", "avx2", "avx512"))
+        p["instruction_set"] = r.choice(("baseline", "avx2", "avx512", "avx512bf16"))
     if r.random() < 0.04:  # large enough for several threads
         p.update(steps=1 if one_step else r.randint(4, 12), batch=r.choice((1, 4, 16, 40, 64)))
         p.update(inputs=r.choice((8, 100)), hidden=r.choice((64, 96, 130, 200)), threads=r.randint(1, 4))
@@ -181,6 +181,8 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
         p["layouts"] = ((r.choice([n for n in movable if n != "output"]), r.choice(RARE_LAYOUTS)),)
         if p["layouts"][0][1] == "duck" and target not in (*MODULES, *FUNCTIONS):
             p["layouts"] = ()  # operators take tensors
+        if p["layouts"] == (("x", "inference"),) and p.get("reverse"):
+            p["layouts"] = ()  # torch reverses a copy, which is an ordinary tensor
     elif dice < 0.14:
         read = [n for n in present if target not in BACKWARDS or not n.startswith("bias")]
         name = r.choice(read + (["batch_sizes"] if p.get("lengths") else []))
@@ -226,6 +228,8 @@ def _captured(r: Random, p: dict) -> None:
     later = (p["steps"], p["batch"], p["dtype"])
     if p["capture"] in ("trace", "make_fx", *SLOW_CAPTURES):
         p.update(shuffled=False)
+        if p["capture"] == "make_fx":
+            p.update(hx=True)  # the zeros in its place would be of the first call's batch
         dice = r.random()
         if dice < 0.5 and p["capture"] != "export":
             steps = p["steps"] if p["target"] in STEPS else r.randint(1, 6)

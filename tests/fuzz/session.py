@@ -10,7 +10,7 @@ from .problem import draw
 from .shrink import shrink
 
 SEEDS = 10**9  # of one run
-PART = 2000  # seeds for a worker before a new one takes its place
+PART = 20_000  # seeds for a worker before a new one takes its place
 
 
 @dataclass

@@ -21,7 +21,7 @@ COMMON = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fopenmp"]
 KERNEL = ["-fno-exceptions", "-fno-rtti", "-ffp-contract=fast", "-fno-wrapv"]  # as setup.py has them
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mprfchw"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-SETS = {"baseline": [], "avx2": AVX2, "avx512": AVX512}
+SETS = {"baseline": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 X86 = platform.machine() in ("x86_64", "AMD64")
 
 
@@ -44,9 +44,12 @@ def cpu_extension(sets: Sequence[str]) -> Path:
         (CSRC / "cpu" / name, [*include, "-fvisibility=hidden"]) for name in ("bindings.cpp", "plain.cpp")
     ]
     aliases = []
+    if "avx512bf16" in sets:
+        include.append("-DRNNFAST_AVX512BF16")
     if X86:
+        others = [name for name in ("baseline", "avx2", "avx512") if name not in sets]
         kernels = {name: f"_ZN7rnnfast{len(name)}{name}7kernelsE" for name in SETS}
-        aliases = [f"-Wl,--defsym={kernels[n]}={kernels[sets[-1]]}" for n in SETS if n not in sets]
+        aliases = [f"-Wl,--defsym={kernels[name]}={kernels[sets[-1]]}" for name in others]
     return _build("_cpu.so", units, ADDRESS, ["-shared", *ADDRESS, *aliases])
 
 

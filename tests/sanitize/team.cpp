@@ -110,6 +110,11 @@ std::vector<char> run(DType dtype, Activation activation, const Shape& s, bool r
 }  // namespace
 
 int main(int count, char** arguments) {
+  if (count > 1 && strcmp(arguments[1], "race") == 0) {  // shows that a race would be found
+    int64_t sum = 0;
+    GOMP_parallel([](void* data) { ++*static_cast<int64_t*>(data); }, &sum, 4, 0);
+    return 0;
+  }
   // Rows for each thread, columns for each thread, both in turn, packed and dense, one and many passes of a backward.
   const std::vector<Shape> shapes = {
       {6, 32, 40, 100, false}, {5, 3, 40, 300, false}, {4, 40, 20, 130, true},
