@@ -308,10 +308,11 @@ def keep_calling(calls):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
-def test_memory_stays_flat():
+@pytest.mark.parametrize("calls", [1_000, pytest.param(10_000, marks=pytest.mark.thorough)])
+def test_memory_stays_flat(calls):
     """A leak of one small tensor in each of 10,000 calls would be 5 MiB; allocators vary by less."""
     result = subprocess.run(
-        [sys.executable, "-c", "from tests.test_faults import keep_calling; keep_calling(10_000)"],
+        [sys.executable, "-c", f"from tests.test_faults import keep_calling; keep_calling({calls})"],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,

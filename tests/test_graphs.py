@@ -101,6 +101,7 @@ def test_backend_is_chosen_when_the_graph_runs(monkeypatch):
     assert chosen[1][0] == "auto" and chosen[1][1] != "eager"
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_inductor():
     """Torch's own compiler, around an RNN in the middle of other things, for a sequence of 1024 steps."""
@@ -129,6 +130,7 @@ def test_compile_under_autocast():
     torch.testing.assert_close(actual, call(x))
 
 
+@pytest.mark.slow
 def test_compile_of_transforms():
     rnn = rnnfast.RNN(3, 5, num_layers=2)
     parameters = {name: p.detach() for name, p in rnn.named_parameters()}

@@ -39,6 +39,7 @@ def run(code, **environment):
     )
 
 
+@pytest.mark.slow
 def test_package_works_without_its_native_extension():
     result = run(WITHOUT_EXTENSION + TRAIN)
     assert result.returncode == 0, result.stderr

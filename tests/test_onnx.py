@@ -70,6 +70,7 @@ def test_cell(tmp_path):
     compare(export(cell, args, tmp_path / "cell.onnx")[0], cell, *args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_dtypes_are_unrolled_as_torch_s_are(dtype, tmp_path):
     """ONNX Runtime has the RNN operator in float32 alone."""

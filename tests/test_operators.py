@@ -229,6 +229,7 @@ def compiled(layer, x, h):
     return torch.compile(layer, fullgraph=True, backend="aot_eager")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("capture", [traced, exported, with_make_fx, compiled])
 @pytest.mark.parametrize("grad", [False, True])

@@ -115,6 +115,7 @@ def test_kernels_of_one_step_fit(name, dtype, arch):
         assert numbers["shared memory"] <= SHARED.get(arch, LEAST_SHARED)
 
 
+@pytest.mark.slow
 def test_instructions_are_those_wanted():
     """Tensor-core products everywhere; the approximate tanh for bfloat16 and nothing else."""
     for dtype, tanh in (("bf16", True), ("fp16", False), ("fp32", False)):
@@ -144,6 +145,7 @@ class Driver:
         return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("hidden", [64, 33])
 def test_what_is_inspected_is_what_is_launched(packed, hidden, monkeypatch, tmp_path):
