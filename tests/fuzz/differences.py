@@ -56,7 +56,7 @@ DIFFERENCES = [
         ),
     ),
     Difference(
-        "of a weight whose shape is wrong, the words of torch depend on the product that it would have chosen",
+        "the words of torch for a weight of a wrong shape depend on the product that it would choose",
         lambda p, theirs, ours: (
             any(name.startswith("weight") for name, _ in p.wrong)
             and type(ours.error) is type(theirs.error) is RuntimeError
