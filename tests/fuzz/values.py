@@ -57,6 +57,7 @@ def compare_values(p: Problem, data: Numbers, theirs: Outcome, ours: Outcome) ->
         if got.shape != right.shape:
             return Finding("facts", f"{name}: shape {tuple(got.shape)}, expected {tuple(right.shape)}")
         low = tensor.dtype if tensor.dtype.is_floating_point else torch.float32
+        low = torch.bfloat16 if p.around == "autocast" else low  # in which it was computed
         right = right if right.is_complex() else right.to(low).double()
         from_torch = right if other is None else _dense(other)
         bound = tolerance(p, data, low) * right.nan_to_num(0, 0, 0).abs().max().clamp(min=1.0)
