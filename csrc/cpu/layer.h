@@ -33,7 +33,7 @@ KEPT int sequence(const SequenceArgs& args, int threads) {
         return 1;
       h = out;
     }
-    memcpy(args.h_n, h, size_t(walk.B * walk.H) * sizeof(S));
+    if (walk.B > 0) memcpy(args.h_n, h, size_t(walk.B * walk.H) * sizeof(S));  // empty tensors may be null pointers
     return 0;
   }
   return product<S>(

@@ -10,6 +10,7 @@ import faulthandler
 import json
 import mmap
 import os
+import re
 import selectors
 import signal
 import struct
@@ -24,6 +25,8 @@ from .problem import SLOW_CAPTURES, Problem, draw
 
 WATCHDOG = 30.0  # seconds for one problem
 SLOW_WATCHDOG = 240.0  # for one that is compiled
+# How stacks begin that Python or a sanitizer writes.
+BEGINNING = re.compile("runtime error: |ERROR: |Fatal Python error|^Current thread|^Thread 0x")
 EXTENSION = "RNNFAST_FUZZ_EXTENSION"  # names another build of rnnfast._cpu
 
 
@@ -74,7 +77,8 @@ class Child(NamedTuple):
     def stack(self) -> str:
         self.stacks.seek(0)
         lines = self.stacks.read().decode(errors="replace").splitlines()
-        return "\n".join(lines[:12])
+        first = next((i for i, line in enumerate(lines) if BEGINNING.search(line)), len(lines))
+        return "\n".join(lines[first : first + 12])
 
     def ask_and_kill(self) -> str:
         """Ends it, and says where it was."""
@@ -95,8 +99,7 @@ def _fork(body: Callable[[int], None]) -> Child:
         status = 1
         try:
             os.close(reading)
-            quiet = os.open(os.devnull, os.O_WRONLY)  # a crash has its say in the report
-            os.dup2(quiet, 2)
+            os.dup2(stacks.fileno(), 2)  # where sanitizers write, too
             faulthandler.enable(stacks)
             faulthandler.register(signal.SIGUSR1, stacks)
             body(writing)
