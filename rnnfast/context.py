@@ -36,7 +36,7 @@ def recorded_as_torch_s(backend: str) -> bool:
     In traces always, as they are made to be loaded elsewhere and have no use for our operator; in
     `torch.export` if asked for by name, because torch's operator fixes the number of steps there.
     """
-    # The flag itself: of `torch.compiler.is_exporting()` torch 2.11 believes in torch.compile that it is true.
+    # The flag itself: torch 2.11 takes `torch.compiler.is_exporting()` for true in torch.compile, too.
     return tracing() or (backend == "aten" and getattr(torch.compiler, "_is_exporting_flag", False))
 
 
