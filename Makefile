@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 BUILD := $(SOURCES) setup.py csrc/cuda/nvcc.py
-FORMATTED := $(SOURCES) $(wildcard bench/machine/*.cu $(addprefix tests/cuda_on_cpu/*,.cu .cpp .h))
+FORMATTED := $(SOURCES) $(wildcard bench/machine/*.cu tests/sanitize/*.cpp $(addprefix tests/cuda_on_cpu/*,.cu .cpp .h))
 say = @printf '== %s\n'
 
 # Triton of the oldest and the newest supported CUDA builds of torch, beside the newest one, which `pip` installs.

@@ -27,9 +27,7 @@ any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 def tracing() -> bool:
     """Whether `torch.jit.trace` records; what it records should need nothing but torch to be run."""
-    return (
-        not torch.compiler.is_compiling() and _is_tracing()
-    )  # torch.compile can't trace the second question
+    return not is_compiling() and _is_tracing()  # torch.compile can't trace the second question
 
 
 def recorded_as_torch_s(backend: str) -> bool:
@@ -38,7 +36,8 @@ def recorded_as_torch_s(backend: str) -> bool:
     In traces always, as they are made to be loaded elsewhere and have no use for our operator; in
     `torch.export` if asked for by name, because torch's operator fixes the number of steps there.
     """
-    return tracing() or (backend == "aten" and torch.compiler.is_exporting())
+    # The flag itself: torch 2.11 takes `torch.compiler.is_exporting()` for true in torch.compile, too.
+    return tracing() or (backend == "aten" and getattr(torch.compiler, "_is_exporting_flag", False))
 
 
 def watching() -> bool:
