@@ -19,21 +19,21 @@ run: $(VENV)/.installed-bench
 	rm -f out/bench-quick.json
 	$(BIN)/python -m bench run --quick --peers torch-rnn rnnfast
 
-# The tests in three tiers (tests/tiers.py). Tests of threads have the machine for themselves, the others share it, a
-# thread each; the Triton kernels run in a process of their own, whose Triton interprets them.
+# The tests in three tiers (tests/tiers.py). All cores share them, a thread each; but tests of threads have the machine for
+# themselves. The Triton kernels run in a process of their own, whose Triton interprets them.
 check: TIER := check
 test: TIER := test
 test-all: TIER := all
+PYTEST = $(BIN)/python -m pytest --tier $(TIER)
 check test test-all: $(VENV)/.installed-test
 ifdef ARGS
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 else
 	$(say) "tier $(TIER): tests on $(JOBS) processes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --tier $(TIER) -m "not threads"
-	$(say) "tier $(TIER): tests of threads"
-	$(BIN)/python -m pytest --tier $(TIER) -m threads
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist worksteal $(if $(filter check,$(TIER)),,-m "not threads")
 	$(say) "tier $(TIER): Triton kernels, interpreted"
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) --tier $(TIER) tests/interpreted
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTEST) -n $(JOBS) tests/interpreted
+	$(if $(filter check,$(TIER)),,$(PYTEST) -m threads)
 endif
 
 # The Triton kernels compiled by other releases of Triton.
