@@ -261,8 +261,8 @@ def test_nothing_beyond_a_tensor_is_touched(dtype, shift, lengths, hidden_size, 
 @pytest.mark.parametrize("hidden_size", [33, 260])
 def test_nan_and_infinity_stay_in_their_sequence(dtype, hidden_size):
     """And make no more of themselves than the formula does: padding meets them with zeros."""
-    # An even number of inputs: with an odd one torch's product of bfloat16 on CPUs that take pairs multiplies the
-    # first value of the next row by zero.
+    # An even number of inputs. Where a CPU multiplies pairs of bfloat16, torch's product of an odd one
+    # multiplies the first value of the next row by zero.
     case = make_case((3, 9, 6, hidden_size), dtype, "relu")
     case.inputs["weight_hh"].abs_()  # so that an infinity stays one
     case.inputs["x"][1, 4, 0] = float("nan")
