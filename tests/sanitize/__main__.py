@@ -34,7 +34,7 @@ KERNELS = [
 SHORT_KERNELS = ["tests/test_cpu_kernels.py", "tests/test_functional.py", "--tier", "check"]
 CUDA_FLAGS = " ".join(build.ADDRESS)
 CUDA = ["tests/test_cuda_kernels.py", "tests/test_cuda_grid.py"]
-SHORT_CUDA = ["tests/test_cuda_kernels.py", "--tier", "check"]
+SHORT_CUDA = ["tests/test_cuda_kernels.py", "--tier", "test", "-k", "test_dense or test_packed"]
 
 
 def main() -> int:
