@@ -41,7 +41,7 @@ def recorded_as_torch_s(backend: str) -> bool:
 
 
 def watching() -> bool:
-    """Whether somebody wants to see our operators: a tracer, a dispatch mode, the profiler."""
+    """Whether our operators must be seen: by torch.compile, a tracer, a dispatch mode or the profiler."""
     return is_compiling() or _dispatch_modes() > 0 or _is_profiling() or _is_tracing()
 
 

@@ -38,7 +38,7 @@ def _batched(*grads: Optional[Tensor]) -> bool:
 
 
 def _plain_backward(shapes: Any, *arguments: Any) -> Any:
-    """What a backward returns, the short way where it is open, or the backend that computes it, else None.
+    """What a backward pass returns if its call is plain, or the backend that computes it; else None.
 
     What is `_higher_order` gets neither, but for gradients that are `_batched`: they have no memory of their
     own, and for them the answer may be a backend.
@@ -94,7 +94,7 @@ def _completed(saved: _Saved, shapes: Any, out: Tensor) -> tuple[Tensor, Tensor,
 
 
 class Step(torch.autograd.Function):
-    """Its first argument is what to call: the registered operator or, where nobody watches, the function.
+    """Its first argument is what to call: the registered operator, or, unless `watched`, the function.
 
     Or what `plain` has found: the result in a tuple (autograd would take a bare one for an argument), or the
     backend that computes it.
@@ -201,7 +201,7 @@ class Sequence(torch.autograd.Function):
 
 
 # Function.apply first looks for what a finished transform may have left in its arguments, for 2 us. Calls
-# that nobody watches go past it.
+# outside of transforms skip it.
 apply_step = super(torch.autograd.Function, Step).apply
 apply_sequence = super(torch.autograd.Function, Sequence).apply
 

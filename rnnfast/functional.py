@@ -230,7 +230,7 @@ def plain_step(
     nonlinearity: str,
     backend: str,
 ) -> Optional[Tensor]:
-    """`rnn_step` the short way where it is open, else None; without hx it starts from zeros."""
+    """`rnn_step` as a plain call (see `plain`), or None if it isn't one; without hx it starts from zeros."""
     if not plain.ready or not undisturbed():
         return None
     tensors = (weight_ih, weight_hh, bias_ih, bias_hh)
@@ -265,7 +265,7 @@ def plain_sequence(
     sizes: Optional[tuple[int, int]],
     backend: str,
 ) -> Optional[tuple[Tensor, Tensor]]:
-    """`rnn_sequence` the short way where it is open, else None.
+    """`rnn_sequence` as a plain call (see `plain`), or None if it isn't one.
 
     A module passes its `sizes`, (I, H), which have to be those of the weights. Then h0 and h_n are [1, B, H],
     as a module has them, and without h0 it starts from zeros.

@@ -4,12 +4,12 @@ Here, and only here, backends are called, with contiguous tensors. The backend i
 runs, not when a graph is captured, so that a graph with backend="auto" takes the best backend for every
 batch size and length without being captured anew.
 
-An operator trusts nobody: a graph may be called with tensors of other shapes, dtypes or devices than it was
-captured with. `rnn_*` check their arguments, when a graph is captured as when it runs; `run_*` are for
-callers that have done so.
+Operators check all of their arguments: a graph may be called with tensors of other shapes, dtypes or
+devices than it was captured with. `rnn_*` check their arguments, when a graph is captured as when it runs;
+`run_*` are for callers that have done so.
 
 The derivatives belong to `rnnfast.functional`, which also hands them to the operators, so that a captured
-graph can be trained. It calls the registered operator where somebody is watching, and else the Python
+graph can be trained. It calls the registered operator if the call is `context.watched`, and else the Python
 function, which is the same thing without torch's dispatcher: a fifth of the time of a small step.
 """
 
