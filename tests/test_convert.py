@@ -191,6 +191,7 @@ def test_a_pruned_model():
     torch.testing.assert_close(model(x), expected)
 
 
+@pytest.mark.slow
 def test_a_compiled_model():
     """Conversion makes torch.compile possible at all; before, torch.nn.RNN breaks the graph."""
     model = nn.Sequential(nn.Linear(3, 3), nn.RNN(3, 5))

@@ -98,6 +98,7 @@ def test_exporter_that_traces(stack, tmp_path):
         compare(onnxruntime.InferenceSession(path), rnn, torch.randn(sizes))
 
 
+@pytest.mark.slow
 def test_packed_rows_have_no_counterpart(tmp_path):
     class Packed(torch.nn.Module):
         def forward(self, x, h0, weight_ih, weight_hh, batch_sizes):

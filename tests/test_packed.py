@@ -113,6 +113,7 @@ def test_second_order_gradients(backend):
     assert torch.autograd.gradgradcheck(call, (packed.data.requires_grad_(), hx))
 
 
+@pytest.mark.slow
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("with_hx", [False, True])
 @pytest.mark.parametrize("enforce_sorted", [False, True])

@@ -78,6 +78,7 @@ def test_every_form_fits(name, row, change):
     check(name, options_of(row, 90, **change))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [1, 17, 100, 200])
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 def test_sizes_between_the_rows(hidden, dtype):
@@ -103,6 +104,7 @@ def test_the_weights_stay_in_registers(name, row, monkeypatch):
     assert kept.loop["shared load"] < left.loop["shared load"], f"{kept}\n{left}"
 
 
+@pytest.mark.slow
 @pytest.mark.sample(6)
 @pytest.mark.parametrize("arch", sorted({80, 90, NEWEST}))
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32", "exact"])

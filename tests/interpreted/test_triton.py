@@ -45,6 +45,7 @@ def test_dense(shape, dtype, nonlinearity, reverse):
     compare_sequence(make(shape, dtype, nonlinearity), nonlinearity, reverse, "triton")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", LARGE, ids=str)
 @each_dtype
 def test_large_layers(shape, dtype):
@@ -59,6 +60,7 @@ def test_packed(lengths, dtype, reverse, way):
     compare_sequence(case, "tanh", reverse, "triton")
 
 
+@pytest.mark.slow
 @each_nonlinearity
 @each_direction
 def test_more_sequences_than_a_tile(nonlinearity, reverse, way):
@@ -155,6 +157,7 @@ def test_nan_and_infinity_stay_in_their_sequence(way):
         assert torch.equal(step_out.isnan().any(1), torch.tensor([False, False, True, False]))
 
 
+@pytest.mark.slow
 def test_uninitialised_memory_is_never_read(way):
     """Deterministic mode fills new memory with NaN, which would show in any result that it reached."""
     torch.use_deterministic_algorithms(True)
@@ -222,6 +225,7 @@ def test_module():
     check("cell", cell(x[0]), torch.nn.RNNCell.forward(cell, x[0]).double(), 1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_and_transformed():
     """What goes round the kernels (transforms) and what sees only the operators (graphs) still works."""
     case = make((3, 2, 4, 18), torch.float32)
