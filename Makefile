@@ -25,6 +25,7 @@ check: TIER := check
 test: TIER := test
 test-all: TIER := all
 PYTEST = $(BIN)/python -m pytest --tier $(TIER)
+THREADED = $(shell grep -l 'mark.threads' tests/test_*.py)
 check test test-all: $(VENV)/.installed-test
 ifdef ARGS
 	$(PYTEST) $(ARGS)
@@ -33,7 +34,7 @@ else
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist worksteal $(if $(filter check,$(TIER)),,-m "not threads")
 	$(say) "tier $(TIER): Triton kernels, interpreted"
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTEST) -n $(JOBS) tests/interpreted
-	$(if $(filter check,$(TIER)),,$(PYTEST) -m threads)
+	$(if $(filter check,$(TIER)),,$(PYTEST) -m threads $(THREADED))
 endif
 
 # The Triton kernels compiled by other releases of Triton.

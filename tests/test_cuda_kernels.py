@@ -175,6 +175,7 @@ def run(case, nonlinearity="tanh", reverse=False):
     return *results, *torch.autograd.grad(results, leaves, [case.grad_out, case.grad_hn])
 
 
+@pytest.mark.sample(6)
 @each_kind
 @pytest.mark.parametrize("hidden_size", [33, 64, 260])
 def test_bits_do_not_depend_on_the_order_of_threads(dtype, hidden_size):
@@ -188,6 +189,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(dtype, hidden_size):
             assert torch.equal(a, b)
 
 
+@pytest.mark.sample(4)
 @each_kind
 @pytest.mark.parametrize("hidden_size", [33, 260])
 def test_bits_do_not_depend_on_the_batch(dtype, hidden_size):

@@ -104,7 +104,7 @@ def free_port():
         return s.getsockname()[1]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap, build",

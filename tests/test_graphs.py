@@ -49,7 +49,7 @@ def input_of(steps, batch, train=False, features=3):
     return torch.randn(steps, batch, features, requires_grad=train)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(4)
 @each_backend
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
@@ -173,6 +173,7 @@ def test_exported_program_can_be_trained():
     torch.testing.assert_close(actual, torch.autograd.grad(rnn(x)[0].sum(), list(rnn.parameters())))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @needs_compiler
 def test_ahead_of_time_compiled_saved_and_reloaded(tmp_path):

@@ -54,6 +54,7 @@ def test_backend_that_is_missing_raises_with_the_reason():
     assert message in result.stderr
 
 
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["eager", "aten"])
 def test_environment_variable_stands_for_auto(name):

@@ -32,6 +32,7 @@ def compare(session, module, *args, **tolerance):
     torch.testing.assert_close([torch.from_numpy(a) for a in actual], expected, **tolerance)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stack",
@@ -70,6 +71,7 @@ def test_cell(tmp_path):
     compare(export(cell, args, tmp_path / "cell.onnx")[0], cell, *args)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_dtypes_are_unrolled_as_torch_s_are(dtype, tmp_path):

@@ -113,8 +113,8 @@ def test_second_order_gradients(backend):
     assert torch.autograd.gradgradcheck(call, (packed.data.requires_grad_(), hx))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.slow
-@pytest.mark.sample(4)
 @pytest.mark.parametrize("with_hx", [False, True])
 @pytest.mark.parametrize("enforce_sorted", [False, True])
 def test_compile(with_hx, enforce_sorted, backend):

@@ -427,6 +427,7 @@ torch.Tensor.__dlpack_c_exchange_api__ = new(ctypes.addressof(table), name, None
 }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("why", MISSING)
 def test_without_the_table_of_functions_everything_goes_the_general_way(why):

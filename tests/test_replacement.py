@@ -126,7 +126,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_swapped_in(name):

@@ -152,6 +152,7 @@ def test_export_of_the_aten_backend_is_loaded_without_rnnfast(strict, tmp_path):
     assert_runs_without_rnnfast(tmp_path / "model.pt2", tmp_path, (x,), expected)
 
 
+@pytest.mark.thorough
 def test_export_of_other_backends_needs_rnnfast_where_it_is_loaded(tmp_path):
     file = io.BytesIO()
     torch.export.save(torch.export.export(rnnfast.RNN(3, 5), (torch.randn(4, 2, 3),)), file)

@@ -78,6 +78,7 @@ def test_every_form_fits(name, row, change):
     check(name, options_of(row, 90, **change))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("hidden", [1, 17, 100, 200])
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])

@@ -71,6 +71,7 @@ def test_more_sequences_than_a_tile(nonlinearity, reverse, way):
     compare_sequence(make((3, 35, 3, 33), torch.float32, nonlinearity), nonlinearity, reverse, "triton")
 
 
+@pytest.mark.sample(14)
 @pytest.mark.parametrize("shape", SMALL + LARGE, ids=str)
 @each_dtype
 @each_nonlinearity
