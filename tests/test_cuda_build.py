@@ -215,7 +215,8 @@ from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 path = {path!r}
 spec = spec_from_file_location("rnnfast._cuda", path, loader=ExtensionFileLoader("_cuda", path))
-sys.modules["rnnfast._cuda"] = module_from_spec(spec)
+sys.modules["rnnfast._cuda"] = module = module_from_spec(spec)
+spec.loader.exec_module(module)
 """
 
 WITHOUT_DEVICE = """

@@ -116,11 +116,11 @@ class Copier {
  public:
   __device__ __forceinline__ Copier(const Tile<kPacked>& tile, uint32_t stride)
       : stride_(stride),
-        takes_part_(int(threadIdx.x) / kChunks < Engine::kTile),
-        sequence_(takes_part_ ? int(threadIdx.x) / kChunks : 0),  // an address in the ring for the others, too
+        sequence_(int(threadIdx.x) / kChunks),
         unit_(int(threadIdx.x) % kChunks * kElements),
         rows_(tile, sequence_),
-        row_(rows_.next()) {
+        row_(rows_.next()),
+        takes_part_(sequence_ < Engine::kTile) {
     if (takes_part_ && uint32_t(unit_) < stride) window_ = Window(tile, sequence_);
   }
   // Copies this step's rows of `matrix`, or zeros where there is no row or the matrix is not `real`.

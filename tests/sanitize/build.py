@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "sanitize"
@@ -36,9 +38,8 @@ def cpu_extension(sets: Sequence[str]) -> Path:
 
     Those of the other sets are found under their names, too.
     """
-    import pybind11
-
-    include = ["-I", pybind11.get_include(), "-I", sysconfig.get_paths()["include"]]
+    # torch brings pybind11.
+    include = ["-I", str(Path(torch.__file__).parent / "include"), "-I", sysconfig.get_paths()["include"]]
     units = [(CSRC / "cpu" / f"kernels_{name}.cpp", [*KERNEL, *SETS[name]]) for name in sets]
     units += [
         (CSRC / "cpu" / name, [*include, "-fvisibility=hidden"]) for name in ("bindings.cpp", "plain.cpp")
