@@ -140,10 +140,10 @@ class Copier {
   static_assert(Engine::kTile * kChunks <= Engine::kThreads, "a thread copies at most once");
 
   uint32_t stride_;
-  bool takes_part_;
   int sequence_, unit_;
   Rows<kPacked> rows_;
   uint32_t row_;
+  bool takes_part_;
   Window window_;
   int i_ = 0;
 };
