@@ -1,7 +1,7 @@
 """Which arguments a kernel may be given, and what becomes of the others.
 
-Every way to a kernel passes one of the checks below: functions, modules and registered operators, and through
-the operators every captured graph; plain calls pass the same check in C (csrc/cpu/plain.cpp).
+Every way to a kernel passes `fits` or its twin in C (csrc/cpu/call.cpp): modules, functions and registered
+operators, and through the operators every captured graph.
 
 What a forward pass can't take goes to torch's own operator: it takes more than the kernels do (complex
 numbers, sparse tensors), and what it rejects it rejects in its own words. A backward pass has no such
@@ -10,19 +10,18 @@ counterpart; there the error names the argument.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from .backends.base import Needs
-from .backends.eager import DTYPES
+from .call import Network
 from .interchange import TorchRNN
+from .native import DTYPES
 
-Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], Optional[Tensor]]
-
-_DTYPES = frozenset(getattr(torch, name) for name in DTYPES)
+_DTYPES = frozenset(DTYPES)
+_NAMES = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in DTYPES))
 
 
 def strided(*arguments: Any) -> bool:
@@ -38,73 +37,46 @@ def strided(*arguments: Any) -> bool:
     return True
 
 
-def fits_step(
-    x: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-) -> bool:
-    """Whether a kernel may be given these arguments of `rnn_step`."""
-    return x.dim() == 2 and _fits(x, h, weight_ih, weight_hh, bias_ih, bias_hh) and x.shape[0] == h.shape[0]
-
-
-def fits_sequence(
-    x: Tensor,
-    h0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-    packed: bool,
-) -> bool:
-    """Whether a kernel may be given these arguments of `rnn_sequence`; see `check_packed`, too."""
-    return (
-        x.dim() == (2 if packed else 3)
-        and _fits(x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
-        and x.shape[0] > 0
-        and (packed or x.shape[1] == h0.shape[0])
-    )
-
-
-def _fits(
-    x: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-) -> bool:
-    """One supported dtype, one device, dense or strided, shapes that fit but for the batch."""
-    # Flat rather than in loops: this is on the path of every call.
-    dtype, device = x.dtype, x.device
-    if (
-        dtype not in _DTYPES
-        or h.dim() != 2
-        or h.dtype is not dtype
-        or h.device != device
-        or weight_ih.dtype is not dtype
-        or weight_ih.device != device
-        or weight_hh.dtype is not dtype
-        or weight_hh.device != device
-    ):
+def fits(network: Network, x: Tensor, h0: Optional[Tensor], weights: Sequence[Tensor], packed: bool) -> bool:
+    """Whether a kernel may be given these, time-major and with a batch; see `check_packed`, too."""
+    if x.dim() != (2 if network.step or packed else 3) or x.dtype not in _DTYPES:
         return False
-    if not strided(x, h, weight_ih, weight_hh, bias_ih, bias_hh):
+    if not (network.step or x.shape[0] > 0) or weights[1].dim() != 2:
         return False
-    hidden_size = h.shape[1]
-    if weight_ih.shape != (hidden_size, x.shape[-1]) or weight_hh.shape != (hidden_size, hidden_size):
+    hidden_size = weights[1].shape[0]
+    if len(weights) != network.layers * len(network.reverse) * network.per:
         return False
-    if bias_ih is not None and (
-        bias_ih.dtype is not dtype or bias_ih.device != device or bias_ih.shape != (hidden_size,)
-    ):
+    for tensor in weights if h0 is None else (h0, *weights):
+        if tensor.dtype is not x.dtype or tensor.device != x.device:
+            return False
+    if not strided(x, h0, *weights):
         return False
-    return bias_hh is None or (
-        bias_hh.dtype is dtype and bias_hh.device == device and bias_hh.shape == (hidden_size,)
-    )
+    if h0 is not None:
+        leading = h0.shape[:-2]
+        if h0.dim() != (3 if network.module and not network.step else 2) or h0.shape[-1] != hidden_size:
+            return False
+        if leading and leading[0] != network.layers * len(network.reverse):
+            return False
+        if not packed and h0.shape[-2] != x.shape[-2]:
+            return False
+    elif not network.module:
+        return False
+    for i, weight in enumerate(weights):
+        if weight.shape != weight_shape(network, i, x.shape[-1], hidden_size):
+            return False
+    return True
 
 
-def left_to_torch(result: Any, backend: str, tensors: Sequence[Optional[Tensor]]) -> Any:
+def weight_shape(network: Network, i: int, input_size: int, hidden_size: int) -> tuple[int, ...]:
+    """Of weight `i` of a network's."""
+    layer, part = divmod(i, network.per)
+    directions = len(network.reverse)
+    if part == 0:
+        return hidden_size, input_size if layer < directions else directions * hidden_size
+    return (hidden_size, hidden_size) if part == 1 else (hidden_size,)
+
+
+def left_to_torch(result: Any, backend: str, tensors: Iterable[Optional[Tensor]]) -> Any:
     """What torch's operator has made of arguments that no kernel takes.
 
     Raises:
@@ -112,8 +84,8 @@ def left_to_torch(result: Any, backend: str, tensors: Sequence[Optional[Tensor]]
     """
     if backend not in ("auto", "aten"):
         raise RuntimeError(
-            f"backend '{backend}' takes dense tensors of one dtype ({', '.join(sorted(DTYPES))}) on one"
-            f" device, with shapes that fit; got {', '.join(_described(t) for t in tensors if t is not None)}"
+            f"backend '{backend}' takes dense tensors of one dtype ({_NAMES}) on one device, with shapes that"
+            f" fit; got {', '.join(described(t) for t in tensors if t is not None)}"
         )
     return result
 
@@ -126,12 +98,13 @@ def check_names(nonlinearity: Any, backend: Any) -> None:
         raise TypeError(f"argument 'backend' must be str, not {type(backend).__name__}")
 
 
-def check_packed(batch_sizes: Tensor, x: Tensor, h0: Tensor) -> None:
-    """Raises as `check_batch_sizes` does, and RuntimeError where `x` or `h0` isn't a matrix."""
-    for name, tensor in (("input", x), ("h0", h0)):
-        if tensor.dim() != 2:
-            raise RuntimeError(f"{name} must have 2 dimensions beside batch_sizes, got {tensor.dim()}")
-    check_batch_sizes(batch_sizes, x.shape[0], h0.shape[0])
+def check_packed(batch_sizes: Tensor, x: Tensor, h0: Optional[Tensor]) -> None:
+    """Raises as `check_batch_sizes` does, and RuntimeError where `x` isn't a matrix or `h0` no matrices."""
+    if x.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions beside batch_sizes, got {x.dim()}")
+    if h0 is not None and h0.dim() not in (2, 3):
+        raise RuntimeError(f"h0 must have 2 dimensions beside batch_sizes, got {h0.dim()}")
+    check_batch_sizes(batch_sizes, x.shape[0], None if h0 is None else h0.shape[-2])
 
 
 def check_fake_batch_sizes(batch_sizes: Optional[Tensor], x: Tensor) -> None:
@@ -146,12 +119,12 @@ def check_fake_batch_sizes(batch_sizes: Optional[Tensor], x: Tensor) -> None:
         or batch_sizes.device.type not in ("cpu", x.device.type if x.is_meta else "cpu")
     ):
         raise ValueError(
-            f"batch_sizes must be [T], dense, of torch.int64 and on the CPU, got {_described(batch_sizes)}"
+            f"batch_sizes must be [T], dense, of torch.int64 and on the CPU, got {described(batch_sizes)}"
         )
 
 
-def check_batch_sizes(batch_sizes: Tensor, rows: int, batch: int) -> None:
-    """Looks at values, which graphs know only when they run.
+def check_batch_sizes(batch_sizes: Tensor, rows: int, batch: Optional[int]) -> None:
+    """Looks at values, which graphs know only when they run. `batch`: that of the states, if there are some.
 
     Raises:
         TypeError: not a tensor.
@@ -167,97 +140,90 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int, batch: int) -> None:
         or batch_sizes.is_neg()
     ):
         raise ValueError(
-            f"batch_sizes must be [T], dense, of torch.int64 and on the CPU, got {_described(batch_sizes)}"
+            f"batch_sizes must be [T], dense, of torch.int64 and on the CPU, got {described(batch_sizes)}"
         )
     sizes = batch_sizes.tolist()
     if (
-        sizes[:1] != [batch]
+        not sizes
+        or (batch is not None and sizes[0] != batch)
         or sum(sizes) != rows
         or sizes[-1] < 1
         or sizes != sorted(sizes, reverse=True)
         or not batch_sizes.is_contiguous()
     ):
+        begin = "" if batch is None else f", begin with the number of sequences in h0 ({batch})"
         raise ValueError(
-            "batch_sizes must be contiguous, positive and non-increasing, begin with the number of"
-            f" sequences in h0 ({batch}) and add up to the rows of input ({rows}), got"
-            f" {sizes[:20]}{' and more' if len(sizes) > 20 else ''}"
+            f"batch_sizes must be contiguous, positive and non-increasing{begin} and add up to the rows of"
+            f" input ({rows}), got {sizes[:20]}{' and more' if len(sizes) > 20 else ''}"
         )
-
-
-def check_needs(needs: Sequence[bool]) -> Needs:
-    """The flags of a backward operator; raises ValueError for another number of them."""
-    if len(needs) != len(Needs._fields):
-        raise ValueError(
-            f"needs must have {len(Needs._fields)} flags, for {', '.join(Needs._fields)}; got {len(needs)}"
-        )
-    return Needs(*needs)
 
 
 def check_backward(
-    x: Tensor,  # [B, I] of a step, [T, B, I], or [R, I] of packed sequences
-    h0: Tensor,  # [B, H]
-    weight_ih: Tensor,  # [H, I]
-    weight_hh: Tensor,  # [H, H]
-    out: Tensor,  # like x but for its last dimension, H
-    grad_out: Optional[Tensor],  # like out
-    grad_hn: Optional[Tensor],  # [B, H]
-    dims: int,  # of x
-    packed: bool,
+    network: Network,
+    inputs: tuple[Tensor, Optional[Tensor], Sequence[Tensor], Optional[Tensor]],  # as those of a Call
+    outputs: tuple[Tensor, Optional[Tensor]],  # out [.., D * H] and hidden [L - 1, R, D * H]
+    grads: tuple[Optional[Tensor], Optional[Tensor]],  # of out and h_n
+    needs: Sequence[bool],  # of x, h0 and each weight
 ) -> None:
     """Raises RuntimeError, naming it, for a tensor of a backward pass that no kernel may be given.
 
-    Gradients may have any layout; see `dense_gradient`.
+    Gradients may have any layout; see `call.dense_gradient`.
     """
-    dtype, device = x.dtype, x.device
-    if dtype not in _DTYPES or x.dim() != dims or (not packed and x.shape[0] == 0 and dims == 3):
-        shape = "[B, I]" if dims == 2 and not packed else "[R, I]" if packed else "[T, B, I] with T > 0"
-        raise RuntimeError(
-            f"x must be {shape} of one dtype of {', '.join(sorted(DTYPES))}, got {_described(x)}"
+    x, h0, weights, batch_sizes = inputs
+    packed, dtype, device = batch_sizes is not None, x.dtype, x.device
+    directions = len(network.reverse)
+    count = network.layers * directions
+    if network.layers < 1 or directions not in (1, 2) or len(weights) != count * network.per:
+        raise ValueError(f"{len(weights)} weights are not those of {network}")
+    if len(needs) != 2 + len(weights):
+        raise ValueError(
+            f"needs must have {2 + len(weights)} flags, of x, h0 and each weight; got {len(needs)}"
         )
-    if weight_ih.dim() != 2 or h0.dim() != 2:
-        name, wrong = ("weight_ih", weight_ih) if weight_ih.dim() != 2 else ("h0", h0)
-        raise RuntimeError(f"{name} must have 2 dimensions, got {_described(wrong)}")
-    *rows, input_size = x.shape
-    hidden_size = weight_ih.shape[0]
-    batch = h0.shape[0] if packed else rows[-1]
-    for name, tensor, size, layouts in (
-        ("x", x, x.shape, False),
-        ("h0", h0, (batch, hidden_size), False),
-        ("weight_ih", weight_ih, (hidden_size, input_size), False),
-        ("weight_hh", weight_hh, (hidden_size, hidden_size), False),
-        ("out", out, (*rows, hidden_size), False),
-        ("the gradient of out", grad_out, (*rows, hidden_size), True),
-        ("the gradient of h_n", grad_hn, (batch, hidden_size), True),
+    if (
+        dtype not in _DTYPES
+        or x.dim() != (2 if network.step or packed else 3)
+        or (not network.step and x.shape[0] == 0)
     ):
+        shape = "[B, I]" if network.step else "[R, I]" if packed else "[T, B, I] with T > 0"
+        raise RuntimeError(f"x must be {shape} of one dtype of {_NAMES}, got {described(x)}")
+    if weights[0].dim() != 2:
+        raise RuntimeError(f"weight_ih must have 2 dimensions, got {described(weights[0])}")
+    hidden_size = weights[0].shape[0]
+    if packed and h0 is not None and h0.dim() < 2:
+        raise RuntimeError(f"h0 must have {3 if network.module else 2} dimensions, got {described(h0)}")
+    batch = x.shape[-2] if not packed else None if h0 is None else h0.shape[-2]
+    rows = tuple(x.shape[:-1])
+    state = (batch, hidden_size) if network.step or not network.module else (count, batch, hidden_size)
+    flat_rows = x.shape[0] if network.step or packed else x.shape[0] * x.shape[1]
+    wanted: list[tuple[str, Optional[Tensor], tuple[Any, ...], bool]] = [("x", x, tuple(x.shape), False)]
+    if batch is not None:
+        wanted += [("h0", h0, state, False), ("the gradient of h_n", grads[1], state, True)]
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    for i, weight in enumerate(weights):
+        shape_of = weight_shape(network, i, x.shape[-1], hidden_size)
+        wanted.append((names[i % network.per], weight, shape_of, False))
+    width = directions * hidden_size
+    wanted += [
+        ("out", outputs[0], (*rows, width), False),
+        ("hidden", outputs[1], (network.layers - 1, flat_rows, width), False),
+        ("the gradient of out", grads[0], (*rows, width), True),
+    ]
+    for name, tensor, size, any_layout in wanted:
         if tensor is not None and (
             tensor.dtype is not dtype
             or tensor.device != device
             or tensor.shape != size
-            or not (layouts or strided(tensor))
+            or not (any_layout or strided(tensor))
         ):
             raise RuntimeError(
                 f"{name} must be {list(size)}, dense, of {dtype} on {device}, as x is;"
-                f" got {_described(tensor)}"
+                f" got {described(tensor)}"
             )
+    if network.layers > 1 and outputs[1] is None:
+        raise RuntimeError("hidden, the outputs of all layers but the last, is missing")
 
 
-def dense(tensor: Any) -> Any:
-    """As backends get it: contiguous, and not a view that torch negates when it is read."""
-    return None if tensor is None else tensor.resolve_neg().contiguous()
-
-
-def dense_gradient(tensor: Any) -> Any:
-    """`dense` of what autograd sends, which may have any layout."""
-    if tensor is None:
-        return None
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    if tensor._is_zerotensor():
-        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-    return dense(tensor)
-
-
-def _described(tensor: Any) -> str:
+def described(tensor: Any) -> str:
     if tensor.is_nested:
         return f"a nested tensor of {tensor.dtype} on {tensor.device}"
     layout = "" if tensor.layout is torch.strided else f", {tensor.layout}"

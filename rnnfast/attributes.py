@@ -18,8 +18,8 @@ NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}  # by RNNBase.mode, wh
 FLAGS = ("bias", "batch_first", "bidirectional", "training")
 SIZES = ("num_layers", "hidden_size", "proj_size")
 
-# Those of RNN that decide which kernel runs and on what; input_size is compared with the input in every call.
-DESCRIBING = frozenset({"mode", "dropout", *FLAGS, *SIZES})
+# Those of RNN that decide which kernel runs and on what.
+DESCRIBING = frozenset({"mode", "dropout", "input_size", *FLAGS, *SIZES})
 
 
 def at_odds(module: torch.nn.RNNBase) -> Optional[str]:

@@ -10,9 +10,16 @@ from torch import Tensor
 from . import dispatch
 from .arguments import left_to_torch, strided
 from .attributes import no_tensor
-from .context import tracing
-from .functional import plain_step, rnn_step, shown_to_others
+from .call import Network, read
+from .context import tracing, undisturbed
+from .functional import rnn_step, run, shown_to_others
 from .interchange import Interchangeable, TorchRNNCell
+
+_NETWORKS = {
+    (nonlinearity, biases): Network(nonlinearity, biases=biases, step=True, module=True)
+    for nonlinearity in ("tanh", "relu")
+    for biases in (False, True)
+}
 
 
 class RNNCell(Interchangeable, TorchRNNCell):
@@ -65,16 +72,20 @@ class RNNCell(Interchangeable, TorchRNNCell):
         Raises:
             ValueError, RuntimeError: as `torch.nn.RNNCell` does.
         """
-        # As in RNN._layer_weights, but spelled out: a loop would take twice as long.
+        # As in RNN._weights, but spelled out: a loop would take twice as long.
         p: dict[str, Any] = self._parameters
         weight_ih = p["weight_ih"] if "weight_ih" in p else self.weight_ih  # noqa: SIM401
         weight_hh = p["weight_hh"] if "weight_hh" in p else self.weight_hh  # noqa: SIM401
         bias_ih = p["bias_ih"] if "bias_ih" in p else self.bias_ih  # noqa: SIM401
         bias_hh = p["bias_hh"] if "bias_hh" in p else self.bias_hh  # noqa: SIM401
         nonlinearity, backend = self.nonlinearity, self.backend
-        plain = plain_step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend)
-        if plain is not None and (hx is not None or self._zeros_fit(weight_hh)):
-            return plain
+        given = (weight_ih, weight_hh, bias_ih, bias_hh)
+        weights = given[:2] if bias_ih is None and bias_hh is None else given
+        if undisturbed() and (hx is not None or self._zeros_fit(weight_hh)):
+            network = _NETWORKS.get((nonlinearity, len(weights) == 4))
+            call = None if network is None else read(network, input, hx, weights)
+            if call is not None:
+                return run(call, backend)[0]
         if isinstance(input, torch.fx.Proxy):
             return self.leaf(input, hx)
         wrong = no_tensor(input, hx)

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch
-from .backends import cpu
 from .backends.base import Problem
+from .backends.precision import tf32
 from .cell import RNNCell
 from .context import needs_grad
 from .modules import RNN
+from .native import native
 from .version import __version__
 
 
@@ -46,14 +47,14 @@ def show_config() -> str:
 
 def _openmp() -> str:
     """What the CPU kernels have their threads from."""
-    if cpu.native is None:
+    if native is None:
         return "none, as the native extension is not built"
-    if cpu.native.team_lost():
+    if native.team_lost():
         return (
             "none: the process was forked from inside a parallel region, or with an OpenMP runtime that can't"
             " end its threads before a fork; each call takes one thread"
         )
-    ours, theirs = cpu.native.openmp(), cpu.native.openmp("libtorch_cpu.so")
+    ours, theirs = native.openmp(), native.openmp("libtorch_cpu.so")
     if not ours:
         return "none; each call takes one thread"
     text = Path(ours).name
@@ -76,8 +77,8 @@ class Explanation:
         return "\n".join(lines + [f"  not {name}: {why}" for name, why in self.others.items()])
 
 
-def explain(module: Union[RNN, RNNCell], input: Union[Tensor, PackedSequence], layer: int = 0) -> Explanation:
-    """Which backend `module(input)` uses for one of its layers, why, and why not each other one.
+def explain(module: Union[RNN, RNNCell], input: Union[Tensor, PackedSequence]) -> Explanation:
+    """Which backend `module(input)` uses for its layers, why, and why not each other one.
 
     Whether a backward pass is expected depends, as in the call itself, on the grad mode and on what
     requires grad.
@@ -86,7 +87,7 @@ def explain(module: Union[RNN, RNNCell], input: Union[Tensor, PackedSequence], l
         ValueError, RuntimeError: as the call would, for a backend that is unknown, not available or
             that refuses the problem.
     """
-    problem = _problem(module, input, layer)
+    problem = _problem(module, input)
     asked = dispatch.AUTO if module.backend == "auto" else module.backend
     if asked == "auto":
         chosen = dispatch.choose(problem)
@@ -114,15 +115,14 @@ def _why_not(name: str, chosen: str, asked: str, problem: Problem) -> str:
     return f"comes after '{chosen}' in order of preference"
 
 
-def _problem(module: Union[RNN, RNNCell], input: Union[Tensor, PackedSequence], layer: int) -> Problem:
+def _problem(module: Union[RNN, RNNCell], input: Union[Tensor, PackedSequence]) -> Problem:
     packed = isinstance(input, PackedSequence)
     rows = input.data if isinstance(input, PackedSequence) else input
     if isinstance(module, RNNCell):
         kind, batch, steps, input_size = "step", rows.shape[0] if rows.dim() == 2 else 1, 1, module.input_size
     else:
         kind = "sequence"
-        directions = 2 if module.bidirectional else 1
-        input_size = module.input_size if layer == 0 else directions * module.hidden_size
+        input_size = module.input_size
         if isinstance(input, PackedSequence):
             batch, steps = int(input.batch_sizes[0]), len(input.batch_sizes)
         elif rows.dim() == 2:
@@ -140,6 +140,9 @@ def _problem(module: Union[RNN, RNNCell], input: Union[Tensor, PackedSequence], 
         batch=batch,
         steps=steps,
         packed=packed,
+        layers=getattr(module, "num_layers", 1),
+        directions=2 if getattr(module, "bidirectional", False) else 1,
         grad=needs_grad(rows, *module.parameters()),
         deterministic=torch.are_deterministic_algorithms_enabled(),
+        tf32=device == "cuda" and tf32(),
     )

@@ -94,6 +94,14 @@ def _mode_overrides() -> bool:
     )
 
 
+def autocast_on(input: Tensor) -> bool:
+    """Whether autocast is on for the device of `input`."""
+    # any_autocast takes a fraction of the other's time, but torch.compile can't trace it.
+    if not is_compiling() and not any_autocast():
+        return False
+    return torch.is_autocast_enabled(input.device.type)
+
+
 def undisturbed() -> bool:
     """Not `watching`, no transform, mode or autocast: one function, as every call asks it first."""
     return not (

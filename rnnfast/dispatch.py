@@ -14,17 +14,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 
 from . import crossovers
 from .backends.aten import AtenBackend
 from .backends.base import Backend, Problem
-from .backends.cpu import CpuBackend, native
+from .backends.cpu import CpuBackend
 from .backends.cuda import CudaBackend
 from .backends.eager import EagerBackend
+from .backends.precision import tf32
 from .backends.triton import TritonBackend
+from .call import Call
+from .native import native
 
 UNBOUNDED = 2**63
 
@@ -121,7 +124,7 @@ _registry: dict[str, Backend] = {}
 def register(backend: Backend) -> None:
     """Adds a backend, or replaces the one of the same name."""
     _registry[backend.name] = backend
-    find.cache_clear()
+    _find.cache_clear()
 
 
 def names() -> tuple[str, ...]:
@@ -192,40 +195,27 @@ def choose(problem: Problem) -> str:
     return next((name for name in able if not (slower(name, problem) or unproven(name, problem))), able[-1])
 
 
-# Keyed on plain values rather than on a Problem: this is on the path of every call, and building the
-# dataclass would cost more than the look-up. Bounded, as T and B may vary without end.
-@lru_cache(maxsize=4096)
-def find(
-    backend: str,
-    kind: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    input_size: int,
-    hidden_size: int,
-    batch: int,
-    steps: int,
-    packed: bool,
-    grad: bool,
-    deterministic: bool,
-) -> Backend:
+def find(backend: str, call: Call, grad: bool) -> Backend:
     """The backend for a call: `backend` itself or, for "auto", the chosen one.
 
     Raises:
+        TypeError: `backend` is no str.
         ValueError: there is no such backend.
         RuntimeError: the backend is not available, or refuses the problem; the message says why.
     """
-    problem = Problem(
-        kind,
-        device.type,
-        dtype_name(dtype),
-        input_size,
-        hidden_size,
-        batch,
-        steps,
-        packed,
-        grad,
-        deterministic,
-    )
+    problem = call.problem
+    rounds = problem[1].type == "cuda" and tf32()
+    return _find(backend, problem, grad, torch.are_deterministic_algorithms_enabled(), rounds)
+
+
+# Keyed on plain values rather than on a Problem: this is on the path of every call, and building the
+# dataclass would cost more than the look-up. Bounded, as T and B may vary without end.
+@lru_cache(maxsize=4096)
+def _find(backend: str, sizes: tuple[Any, ...], grad: bool, deterministic: bool, rounds: bool) -> Backend:
+    if not isinstance(backend, str):
+        raise TypeError(f"argument 'backend' must be str, not {type(backend).__name__}")
+    kind, device, dtype = sizes[:3]
+    problem = Problem(kind, device.type, dtype_name(dtype), *(*sizes[3:], grad, deterministic, rounds))
     name = AUTO if backend == "auto" else backend
     if name == "auto":
         return _registry[choose(problem)]

@@ -14,34 +14,44 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from . import ops  # noqa: F401, defines the operators
+from .backends.base import lowest_layer
+from .call import Network
 
 Shape = Sequence[int]
 _OPS = torch.ops.rnnfast
 
 
-@register_flop_formula([_OPS.rnn_step, _OPS.rnn_sequence])
-def _forward(x: Shape, h0: Shape, *args: Any, **kwargs: Any) -> int:
+@register_flop_formula(_OPS.rnn)
+def _forward(x: Shape, h0: Shape, weights: Sequence[Shape], *args: Any, **kwargs: Any) -> int:
     """x W_ih^T and h W_hh^T for every row."""
-    return 2 * math.prod(x[:-1]) * h0[-1] * (x[-1] + h0[-1])
+    return 2 * math.prod(x[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) == 2)
 
 
-@register_flop_formula(_OPS.rnn_step_backward)
-def _step_backward(grad: Shape, x: Shape, h: Shape, *args: Any, **kwargs: Any) -> int:
-    return _backward(x, h, needs=args[-2])
-
-
-@register_flop_formula(_OPS.rnn_sequence_backward)
-def _sequence_backward(grad_out: Any, grad_hn: Any, x: Shape, h0: Shape, *args: Any, **kwargs: Any) -> int:
-    return _backward(x, h0, needs=args[-2])
-
-
-def _backward(x: Shape, h0: Shape, needs: Sequence[bool]) -> int:
+@register_flop_formula(_OPS.rnn_backward)
+def _backward(
+    x: Shape,
+    h0: Shape,
+    weights: Sequence[Shape],
+    batch_sizes: Any,
+    nonlinearity: str,
+    *rest: Any,
+    **kwargs: Any,
+) -> int:
     """dpre W_ih, dpre^T x, dpre^T h_prev, each if needed, and dpre W_hh, which carries the gradient back.
 
     The last is always needed but for the B rows whose predecessor is h0.
     """
-    rows, inputs, (batch, hidden) = math.prod(x[:-1]), x[-1], h0
-    needs_x, needs_h0, needs_weight_ih, needs_weight_hh, _ = needs
-    carried = rows if needs_h0 else rows - batch
-    products = rows * inputs * (needs_x + needs_weight_ih) + hidden * (rows * needs_weight_hh + carried)
-    return 2 * hidden * products
+    layers, reverse, biases, step, *_, needs, _ = rest
+    network = Network("tanh", layers, tuple(reverse), biases, step)
+    rows, batch = math.prod(x[:-1]), h0[-2] if h0 is not None else x[-2]
+    per, lowest = network.per, lowest_layer(network, tuple(needs))
+    total = 0
+    for i in range(0, len(weights), per):
+        layer = i // per // len(reverse)
+        if layer < lowest:
+            continue
+        of_input, recurrent = math.prod(weights[i]), math.prod(weights[i + 1])
+        needs_x = needs[0] if layer == 0 else layer > lowest
+        total += rows * of_input * (needs_x + needs[2 + i])
+        total += recurrent * (rows * needs[3 + i] + (rows if needs[1] else rows - batch))
+    return 2 * total

@@ -1,14 +1,14 @@
-"""The recurrence as functions: argument checks, autocast, and the way that a call takes.
+"""The recurrence as functions, and the way that every call takes.
 
-The ways, in the order in which they are tried:
+A call is `read` and run (`run`), in most cases without anything in between. What can't be read takes
+`_prepared`, where everything unusual branches off before anything is computed, in this order:
 
-0. `plain`, one native call that checks and computes plain arguments in a fraction of the time of the others;
 1. torch's own operator, for arguments that no kernel takes (it rejects most of them with its own errors) and
    where a `__torch_function__` is to see what torch's modules call;
 2. the composite of differentiable torch operators, under `torch.func` transforms and forward-mode AD;
-3. the registered operator, under torch.compile, export, a dispatch mode or the profiler;
-4. torch's own operator, which torch differentiates, where `dispatch` says "aten";
-5. the Function of `derivative` where a gradient is needed, else the kernel itself.
+3. the registered operator, under torch.compile, export, a dispatch mode or the profiler.
+
+What is left has been made dense, or cast by autocast, and is read and run like any other call.
 """
 
 from __future__ import annotations
@@ -16,32 +16,23 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-from torch import Tensor, are_deterministic_algorithms_enabled, get_num_threads, is_grad_enabled
+from torch import Tensor, is_grad_enabled
 from torch.overrides import handle_torch_function
 
-from . import onnx, ops, plain
-from .arguments import (
-    Arguments,
-    check_names,
-    check_packed,
-    fits_sequence,
-    fits_step,
-    left_to_torch,
-)
-from .backends import cpu
-from .backends.aten import torch_sequence, torch_step
-from .backends.base import Backend
+from . import onnx, ops
+from .arguments import check_names, check_packed, fits, left_to_torch
+from .backends.aten import torch_call
+from .call import Call, Network, made, read
 from .context import (
-    any_autocast,
+    autocast_on,
     needs_composite,
-    needs_grad,
     ordinary,
     overridden,
     recorded_as_torch_s,
     undisturbed,
     watched,
 )
-from .derivative import apply_sequence, apply_step, composite_sequence, composite_step
+from .derivative import apply, composite
 from .dispatch import check_name, find
 
 
@@ -80,39 +71,21 @@ def rnn_step(
         TypeError: an argument of another type (torch's own error where torch takes that argument).
         ValueError: unknown nonlinearity or backend.
     """
-    if hx is not None:
-        out = plain_step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, backend)
-        if out is not None:
-            return out
-    given: Arguments = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    given = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    weights = given[2:4] if bias_ih is None and bias_hh is None else given[2:]
+    if hx is not None and undisturbed():
+        network = _NETWORKS.get((nonlinearity, False, len(weights) == 4, True))
+        call = None if network is None else read(network, input, hx, weights)
+        if call is not None:
+            return run(call, backend)[0]
     check_names(nonlinearity, backend)
-    if not _usual(*given):
-        if not _are_tensors(*given) or shown_to_others(backend, *given):
-            return torch_step(*given, nonlinearity)
+    network = Network(nonlinearity, biases=len(weights) == 4, step=True)
+    if not _usual(given):
+        if not _are_tensors(given) or shown_to_others(backend, *given):
+            return torch_call(network, input, hx, weights)[0]
         if overridden(*given):
             return handle_torch_function(rnn_step, given, *given, nonlinearity, backend=backend)
-    tensors = _autocast(given) if autocast_on(input) else given
-    input, hx = tensors[:2]
-    if not fits_step(*tensors):
-        return left_to_torch(torch_step(*given, nonlinearity), backend, given)
-
-    if needs_composite():
-        check_name(backend)
-        return composite_step(*tensors, nonlinearity)
-    if watched(*tensors):
-        if recorded_as_torch_s(backend):
-            return torch_step(*tensors, nonlinearity)
-        if torch.onnx.is_in_onnx_export():
-            return composite_step(*tensors, nonlinearity)
-        return torch.ops.rnnfast.rnn_step(*tensors, nonlinearity, False, backend)
-    grad = needs_grad(*tensors)
-    batch, input_size = input.shape
-    solver = solver_of("step", input, input_size, hx.shape[1], batch, 1, False, grad, backend)
-    if solver.name == "aten":
-        return torch_step(*tensors, nonlinearity)
-    if grad:
-        return apply_step(ops.rnn_step, *tensors, nonlinearity, backend)
-    return ops.run_step(solver, *tensors, nonlinearity)
+    return _prepared(network, input, hx, weights, None, backend)[0]
 
 
 def rnn_sequence(
@@ -158,188 +131,158 @@ def rnn_sequence(
         TypeError: an argument of another type (torch's own error where torch takes that argument).
         ValueError: unknown nonlinearity or backend, or ``batch_sizes`` that don't fit the input.
     """
-    if batch_sizes is None:
-        found = plain_sequence(
-            input, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, reverse, None, backend
-        )
-        if found is not None:
-            return found
-    given: Arguments = (input, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    given = (input, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    weights = given[2:4] if bias_ih is None and bias_hh is None else given[2:]
+    if undisturbed():
+        network = _NETWORKS.get((nonlinearity, reverse, len(weights) == 4, False))
+        call = None if network is None else read(network, input, h0, weights, batch_sizes)
+        if call is not None:
+            output, h_n, *_ = run(call, backend)
+            return output, h_n
     check_names(nonlinearity, backend)
     if not isinstance(reverse, bool):
         raise TypeError(f"argument 'reverse' must be bool, not {type(reverse).__name__}")
-    walk = (nonlinearity, batch_sizes, reverse)
-    if not _usual(*given):
-        if not _are_tensors(*given) or shown_to_others(backend, *given):
-            return torch_sequence(*given, *walk)
+    network = Network(nonlinearity, reverse=(reverse,), biases=len(weights) == 4)
+    if not _usual(given):
+        if not _are_tensors(given) or shown_to_others(backend, *given):
+            output, h_n = torch_call(network, input, h0, _both(weights), batch_sizes)
+            return output, h_n
         if overridden(*given):
-            return handle_torch_function(
-                rnn_sequence,
-                given,
-                *given,
-                nonlinearity,
-                reverse=reverse,
-                batch_sizes=batch_sizes,
-                backend=backend,
-            )
-    tensors = _autocast(given) if autocast_on(input) else given
-    input, h0 = tensors[:2]
-    packed = batch_sizes is not None
-    seen = watched(*tensors)
-    if batch_sizes is not None and not seen:  # else the operator does it, when it runs
-        check_packed(batch_sizes, input, h0)
-    if not fits_sequence(*tensors, packed) and not (packed and seen):
-        return left_to_torch(torch_sequence(*given, *walk), backend, given)
-
-    if needs_composite():
-        check_name(backend)
-        return composite_sequence(*tensors, nonlinearity, batch_sizes, reverse)
-    # Copied once here, where autograd sees it, rather than in the operator and again in its backward.
-    dense = input.contiguous()
-    if dense is not input and not packed:
-        found = plain_sequence(dense, *tensors[1:], nonlinearity, reverse, None, backend)
-        if found is not None:
-            return found
-    arguments = (dense, *tensors[1:], batch_sizes, nonlinearity, reverse)
-    if seen:
-        if recorded_as_torch_s(backend):
-            return torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
-        if torch.onnx.is_in_onnx_export() and not packed:
-            if input.dtype is not onnx.DTYPE:
-                return torch_sequence(*tensors, nonlinearity, None, reverse)
-            return onnx.rnn_sequence(*tensors, nonlinearity, reverse)
-        return torch.ops.rnnfast.rnn_sequence(*arguments, False, backend)
-    grad = needs_grad(*tensors)
-    steps = input.shape[0] if batch_sizes is None else batch_sizes.shape[0]
-    batch, hidden_size = h0.shape
-    solver = solver_of("sequence", input, input.shape[-1], hidden_size, batch, steps, packed, grad, backend)
-    if solver.name == "aten":
-        return torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
-    if grad:
-        return apply_sequence(ops.rnn_sequence, *arguments, backend)
-    return ops.run_sequence(solver, *arguments)
+            options: dict[str, Any] = {"reverse": reverse, "batch_sizes": batch_sizes, "backend": backend}
+            return handle_torch_function(rnn_sequence, given, *given, nonlinearity, **options)
+    output, h_n, *_ = _prepared(network, input, h0, weights, batch_sizes, backend)
+    return output, h_n
 
 
-def plain_step(
-    input: Tensor,
-    hx: Optional[Tensor],
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-    nonlinearity: str,
-    backend: str,
-) -> Optional[Tensor]:
-    """`rnn_step` as a plain call (see `plain`), or None if it isn't one; without hx it starts from zeros."""
-    if not plain.ready or not undisturbed():
-        return None
-    tensors = (weight_ih, weight_hh, bias_ih, bias_hh)
-    grad, deterministic = is_grad_enabled(), are_deterministic_algorithms_enabled()
-    found = plain.step(input, hx, *tensors, nonlinearity, backend, grad, deterministic, get_num_threads())
-    if found is None:
-        return None
-    needed = grad and needs_grad(*tensors, input, hx)
-    if isinstance(found, Backend):
-        h = input.new_zeros(input.shape[0], weight_hh.shape[0]) if hx is None else hx
-        if found.name == "aten":
-            return torch_step(input, h, *tensors, nonlinearity)
-        if not needed:
-            return found.step_forward(input, h, *tensors, nonlinearity)
-    elif not needed:
-        return found
-    else:
-        h = torch.zeros_like(found) if hx is None else hx
-        found = (found,)
-    return apply_step(found, input, h, *tensors, nonlinearity, backend)
-
-
-def plain_sequence(
+def rnn_stack(
+    network: Network,
     input: Tensor,
     h0: Optional[Tensor],
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-    nonlinearity: str,
-    reverse: bool,
-    sizes: Optional[tuple[int, int]],
-    backend: str,
-) -> Optional[tuple[Tensor, Tensor]]:
-    """`rnn_sequence` as a plain call (see `plain`), or None if it isn't one.
+    weights: tuple[Tensor, ...],
+    batch_sizes: Optional[Tensor] = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """All layers and directions of a module, time-major and with a batch: what `rnnfast.RNN` calls.
 
-    A module passes its `sizes`, (I, H), which have to be those of the weights. Then h0 and h_n are [1, B, H],
-    as a module has them, and without h0 it starts from zeros.
+    Args:
+        network: what is computed, with ``module=True``.
+        input: ``[T, B, I]``, or with ``batch_sizes`` ``[R, I]``, as in `rnn_sequence`.
+        h0: ``[L * D, B, H]``, or None for zeros.
+        weights: for each layer, for each direction: W_ih ``[H, I]`` or, from the second layer on,
+            ``[H, D * H]``, W_hh ``[H, H]`` and, with ``biases``, b_ih and b_hh ``[H]``.
+        batch_sizes, backend: as in `rnn_sequence`.
+
+    Returns:
+        ``output``, ``[T, B, D * H]`` (packed: ``[R, D * H]``), and ``h_n``, ``[L * D, B, H]``.
+
+    Raises:
+        As `rnn_sequence`.
     """
-    if not plain.ready or not undisturbed():
-        return None
-    tensors = (weight_ih, weight_hh, bias_ih, bias_hh)
-    grad, deterministic = is_grad_enabled(), are_deterministic_algorithms_enabled()
-    found = plain.sequence(
-        input,
-        h0,
-        *tensors,
-        nonlinearity,
-        reverse,
-        sizes,
-        backend,
-        grad,
-        deterministic,
-        0 if deterministic else cpu.STEPWISE,
-        get_num_threads(),
-    )
-    if found is None:
-        return None
-    needed = grad and needs_grad(*tensors, input, h0)
-    if isinstance(found, Backend):
-        h = input.new_zeros(1, input.shape[1], weight_hh.shape[0]) if h0 is None else h0
-        if found.name == "aten":
-            return torch_sequence(input, h, *tensors, nonlinearity, None, reverse)
-        if not needed:
-            return ops.run_plain_sequence(found, input, h, *tensors, nonlinearity, reverse)
-    elif not needed:
-        return found
-    else:
-        h = torch.zeros_like(found[1]) if h0 is None else h0
-    return apply_sequence(found, input, h, *tensors, None, nonlinearity, reverse, backend)
+    if undisturbed():
+        call = read(network, input, h0, weights, batch_sizes)
+        if call is not None:
+            output, h_n, *_ = run(call, backend)
+            return output, h_n
+    given = (input, h0, *weights)
+    if not ordinary(*given) and overridden(*given):
+        return handle_torch_function(rnn_stack, given, network, input, h0, weights, batch_sizes, backend)
+    output, h_n, *_ = _prepared(network, input, h0, weights, batch_sizes, backend)
+    return output, h_n
 
 
-def solver_of(
-    kind: str,
-    input: Tensor,
-    input_size: int,
-    hidden_size: int,
-    batch: int,
-    steps: int,
-    packed: bool,
-    grad: bool,
+def run(call: Call, backend: str) -> tuple[Tensor, ...]:
+    """Computes a call that nothing watches: ``(out,)`` of a step, else ``(out, h_n)`` and perhaps hidden."""
+    grad = is_grad_enabled() and _requires_grad(call)
+    solver = find(backend, call, grad)
+    if solver.name == "aten":
+        return torch_call(call.network, call.x, call.h0, call.weights, call.batch_sizes)
+    if grad:
+        return apply(solver.forward, call, backend, call.x, call.h0, *call.weights)
+    return solver.forward(call)
+
+
+def _requires_grad(call: Call) -> bool:
+    for weight in call.weights:  # they do more often than inputs
+        if weight.requires_grad:
+            return True
+    return call.x.requires_grad or (call.h0 is not None and call.h0.requires_grad)
+
+
+def _prepared(
+    network: Network,
+    x: Tensor,
+    h0: Optional[Tensor],
+    weights: tuple[Any, ...],
+    batch_sizes: Optional[Tensor],
     backend: str,
-) -> Backend:
-    """The backend that a call outside of graphs will use; raises as `dispatch.find` does."""
-    return find(
-        backend,
-        kind,
-        input.device,
-        input.dtype,
-        input_size,
-        hidden_size,
-        batch,
-        steps,
-        packed,
-        grad,
-        torch.are_deterministic_algorithms_enabled(),
-    )
+) -> tuple[Tensor, ...]:
+    """Runs what was not read, or lets others do it; see the head of this file."""
+    given = x, h0, _both(weights)
+    if autocast_on(x):
+        x, h0, *weights = _autocast(x, h0, *given[2])  # type: ignore[assignment]
+        weights = tuple(weights)
+    else:
+        weights = given[2]
+    packed, seen = batch_sizes is not None, watched(x, h0, *weights)
+    if batch_sizes is not None and not seen:  # else the operator does it, when it runs
+        check_packed(batch_sizes, x, h0)
+    if not fits(network, x, h0, weights, packed) and not (packed and seen):
+        return left_to_torch(torch_call(network, *given, batch_sizes), backend, (x, h0, *weights))
+    if needs_composite():
+        check_name(backend)
+        return composite(made(network, x, h0, weights, batch_sizes))
+    if seen:
+        if recorded_as_torch_s(backend):
+            return torch_call(network, x, h0, weights, batch_sizes)
+        if torch.onnx.is_in_onnx_export() and not packed:
+            if network.step:
+                return composite(made(network, x, h0, weights, None))
+            if x.dtype is not onnx.DTYPE:
+                return torch_call(network, x, h0, weights)
+            return onnx.rnn(network, x, h0, weights)
+        # Copied here, where autograd sees it, rather than in the operator and again in its backward.
+        return _recorded(network, x if network.step else x.contiguous(), h0, weights, batch_sizes, backend)
+    with ops.unseen():
+        return run(ops.dense_call(made(network, x, h0, weights, batch_sizes)), backend)
 
 
-def autocast_on(input: Tensor) -> bool:
-    """Whether autocast is on for the device of `input`."""
-    # any_autocast takes a fraction of the other's time, but torch.compile can't trace it.
-    if not torch.compiler.is_compiling() and not any_autocast():
-        return False
-    return torch.is_autocast_enabled(input.device.type)
+def _recorded(
+    network: Network,
+    x: Tensor,
+    h0: Optional[Tensor],
+    weights: tuple[Tensor, ...],
+    batch_sizes: Optional[Tensor],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    """As the registered operator, whose states have a dimension of layers and directions."""
+    stacked = network.step or network.module
+    states = h0 if stacked or h0 is None else h0.unsqueeze(0)
+    fields = (network.nonlinearity, network.layers, list(network.reverse), network.biases, network.step)
+    out, *rest = torch.ops.rnnfast.rnn(x, states, list(weights), batch_sizes, *fields, False, backend)
+    return (out,) if network.step else (out, rest[0] if stacked else rest[0].squeeze(0))
 
 
-def _autocast(tensors: Arguments) -> Arguments:
+_NETWORKS = {
+    (nonlinearity, reverse, biases, step): Network(nonlinearity, 1, (reverse,), biases, step)
+    for nonlinearity in ("tanh", "relu")
+    for reverse in (False, True)
+    for biases in (False, True)
+    for step in (False, True)
+}
+
+
+def _both(weights: tuple[Any, ...]) -> tuple[Any, ...]:
+    """With zeros in place of a bias that is missing beside another; torch's operators know no such layer."""
+    if len(weights) != 4 or (weights[2] is not None and weights[3] is not None):
+        return weights
+    like = weights[2] if weights[3] is None else weights[3]
+    zeros = torch.zeros_like(like) if isinstance(like, Tensor) else None
+    return *weights[:2], *(zeros if bias is None else bias for bias in weights[2:])
+
+
+def _autocast(*tensors: Optional[Tensor]) -> tuple[Any, ...]:
     """Casts the tensors as autocast casts the arguments of a linear layer and of torch's RNN."""
+    assert tensors[0] is not None
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
 
     def cast(t: Optional[Tensor]) -> Any:
@@ -347,8 +290,7 @@ def _autocast(tensors: Arguments) -> Arguments:
             return t
         return t.to(dtype)
 
-    x, h, weight_ih, weight_hh, bias_ih, bias_hh = tensors
-    return cast(x), cast(h), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh)
+    return tuple(map(cast, tensors))
 
 
 def shown_to_others(backend: str, *arguments: Any) -> bool:
@@ -361,22 +303,13 @@ def shown_to_others(backend: str, *arguments: Any) -> bool:
     return backend in ("auto", "aten") or not all(t is None or isinstance(t, Tensor) for t in arguments)
 
 
-def _usual(x: Any, h: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> bool:
+def _usual(given: tuple[Any, ...]) -> bool:
     """Whether these are torch's own tensors and nobody intercepts a call: the usual case."""
-    return (
-        x is not None
-        and h is not None
-        and weight_ih is not None
-        and weight_hh is not None
-        and ordinary(x, h, weight_ih, weight_hh, bias_ih, bias_hh)
-    )
+    return all(argument is not None for argument in given[:4]) and ordinary(*given)
 
 
-def _are_tensors(x: Any, h: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> bool:
+def _are_tensors(given: tuple[Any, ...]) -> bool:
     """Whether each is one, but for a bias that may be missing."""
-    for required in (x, h, weight_ih, weight_hh):
-        if not isinstance(required, Tensor):
-            return False
-    return (bias_ih is None or isinstance(bias_ih, Tensor)) and (
-        bias_hh is None or isinstance(bias_hh, Tensor)
+    return all(isinstance(argument, Tensor) for argument in given[:4]) and all(
+        bias is None or isinstance(bias, Tensor) for bias in given[4:]
     )

@@ -9,18 +9,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch
-from .arguments import check_batch_sizes, left_to_torch, strided
+from .arguments import left_to_torch, strided
 from .attributes import DESCRIBING, NONLINEARITIES, at_odds, no_tensor
-from .context import needs_composite, needs_grad, tracing, watched
-from .functional import autocast_on, plain_sequence, rnn_sequence, shown_to_others, solver_of
+from .call import Network, read
+from .context import autocast_on, tracing, undisturbed
+from .functional import rnn_stack, run, shown_to_others
 from .interchange import Interchangeable, TorchRNN
 
 
 class RNN(Interchangeable, torch.nn.RNNBase):
     r"""Elman RNN, a drop-in for `torch.nn.RNN`: ``h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)``.
 
-    Each layer and direction is one call of `rnnfast.functional.rnn_sequence`. Parameters, their names, their
-    initialisation, outputs and errors are those of `torch.nn.RNN`; state_dicts load both ways.
+    All layers and directions are one call of `rnnfast.functional.rnn_stack`, but for dropout, which cuts the
+    stack. Parameters, their names, their initialisation, outputs and errors are those of `torch.nn.RNN`;
+    state_dicts load both ways.
 
     It derives from `torch.nn.RNNBase` rather than `torch.nn.RNN`, because torch.compile turns away every
     instance of the latter.
@@ -47,13 +49,14 @@ class RNN(Interchangeable, torch.nn.RNNBase):
     """
 
     counterpart = TorchRNN
-    OWN = (*Interchangeable.OWN, "_plain")
+    OWN = (*Interchangeable.OWN, "_network")
 
     nonlinearity: str  # what was asked for; as in torch, `mode` is what counts
 
-    # Whether this is one layer in one direction and time-major, with attributes that describe its weights.
-    # Kept by __setattr__, as asking them all in every call would take as long as the smallest kernel.
-    _plain: bool = False
+    # What a call computes, or None where an attribute doesn't describe the weights and while dropout cuts the
+    # stack. Kept by __setattr__, as asking all attributes in every call would take as long as the smallest
+    # kernel.
+    _network: Optional[Network] = None
 
     def __init__(
         self,
@@ -101,12 +104,24 @@ class RNN(Interchangeable, torch.nn.RNNBase):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if (name in DESCRIBING or name in self._parameters) and "_plain" in self.__dict__:
+        if (name in DESCRIBING or name in self._parameters) and "_network" in self.__dict__:
             self._look_at_attributes()
 
     def _look_at_attributes(self) -> None:
-        plain = at_odds(self) is None and len(self._all_weights) == 1 and not self.batch_first
-        self.__dict__["_plain"] = plain
+        whole = at_odds(self) is None and not (self.training and self.dropout and self.num_layers > 1)
+        self.__dict__["_network"] = self._described() if whole else None
+
+    def _described(self) -> Network:
+        return Network(
+            NONLINEARITIES[self.mode],
+            self.num_layers,
+            (False, True) if self.bidirectional else (False,),
+            self.bias,
+            module=True,
+            batch_first=self.batch_first,
+            input_size=self.input_size,
+            hidden_size=self.hidden_size,
+        )
 
     @overload
     def forward(self, input: Tensor, hx: Optional[Tensor] = None) -> tuple[Tensor, Tensor]: ...
@@ -129,153 +144,112 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         Raises:
             ValueError, RuntimeError: as `torch.nn.RNN` does.
         """
-        weights = self._layer_weights()
-        if self._plain:
-            w_ih, w_hh, b_ih, b_hh = weights[0] if self.bias else (*weights[0], None, None)
-            nonlinearity, backend = NONLINEARITIES[self.mode], self.backend
-            sizes = self.input_size, self.hidden_size
-            found = plain_sequence(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity, False, sizes, backend)
-            if found is not None:
-                return found
-        if isinstance(input, torch.fx.Proxy):
-            return self.leaf(input, hx)
-        data = input.data if isinstance(input, PackedSequence) else input
-        wrong = no_tensor(input, hx) or at_odds(self)
-        tensors = (data, hx, *(weight for layer in weights for weight in layer))
-        if wrong is not None or tracing() or shown_to_others(self.backend, *tensors):
-            return self.torchs(input, hx, wrong)
-        if not strided(data, hx):
-            return left_to_torch(self.torchs(input, hx), self.backend, tensors)
-        batch_sizes = sorted_indices = unsorted_indices = None
-        rows, state = input, hx  # time-major and batched, from here on
-        packed = isinstance(input, PackedSequence)
-        unbatched = not packed and input.dim() == 2
-        if packed:
-            rows, batch_sizes, sorted_indices, unsorted_indices = input
-            # A graph has no number for batch_sizes[0]; there the operator checks hx when it runs.
-            known = hx is None or not torch.compiler.is_compiling()
-            batch = int(batch_sizes[0]) if known else hx.shape[1]
-            if hx is not None and sorted_indices is not None:
-                state = hx.index_select(1, sorted_indices)
-        elif unbatched:
-            rows, batch = input.unsqueeze(1), 1
-            state = hx.unsqueeze(1) if hx is not None else None
-        elif input.dim() == 3:
-            rows = input.transpose(0, 1) if self.batch_first else input
-            batch = rows.shape[1]
-        else:
-            return self.torchs(input, hx)  # raises torch's own error
+        weights, network = self._weights(), self._network
+        if network is not None and undisturbed():
+            if type(input) is not PackedSequence:
+                call = read(network, input, hx, weights)
+                if call is not None:
+                    output, h_n, *_ = run(call, self.backend)
+                    return output, h_n
+            else:
+                rows, batch_sizes, sorted_indices, unsorted_indices = input
+                state = hx if hx is None or sorted_indices is None else hx.index_select(1, sorted_indices)
+                call = read(network, rows, state, weights, batch_sizes)
+                if call is not None:
+                    output, h_n, *_ = run(call, self.backend)
+                    return _packed(output, input), _unsorted(h_n, unsorted_indices)
+        return self._prepared(input, hx, weights)
 
-        if not self._fits(rows, state, batch, packed, weights) or (
-            len(weights) > 1 and self._left_to_torch(rows, state, batch, batch_sizes, weights)
-        ):
-            return self.torchs(input, hx)
-
-        output, h_n = self._layers(rows, state, batch, batch_sizes, weights)
-        if packed:
-            if unsorted_indices is not None:
-                h_n = h_n.index_select(1, unsorted_indices)
-            return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
-        if unbatched:
-            return output.squeeze(1), h_n.squeeze(1)
-        return (output.transpose(0, 1) if self.batch_first else output), h_n
-
-    def _layer_weights(self) -> list[list[Any]]:
+    def _weights(self) -> tuple[Any, ...]:
         """The weights of every layer and direction, read anew in each call.
 
         So that whatever replaces them is seen: pruning, parametrizations, functional_call. Most are
         still parameters, and finding those in their dict is several times faster than getattr.
         """
-        parameters = self._parameters
-        layers = []
-        for names in self._all_weights:  # a comprehension in another takes longer
-            layers.append([parameters[name] if name in parameters else getattr(self, name) for name in names])
-        return layers
+        parameters, found = self._parameters, []
+        for name in self._flat_weights_names:
+            found.append(parameters[name] if name in parameters else getattr(self, name))
+        return tuple(found)
+
+    def _prepared(self, input: Any, hx: Any, weights: tuple[Any, ...]) -> tuple[Any, Tensor]:
+        """Makes a call time-major and batched, or leaves it to torch's class."""
+        if isinstance(input, torch.fx.Proxy):
+            return self.leaf(input, hx)
+        data = input.data if isinstance(input, PackedSequence) else input
+        wrong = no_tensor(input, hx) or at_odds(self)
+        tensors = (data, hx, *weights)
+        if wrong is not None or tracing() or shown_to_others(self.backend, *tensors):
+            return self.torchs(input, hx, wrong)
+        if not strided(data, hx):
+            return left_to_torch(self.torchs(input, hx), self.backend, tensors)
+        if isinstance(input, PackedSequence):
+            rows, batch_sizes, sorted_indices, unsorted_indices = input
+            # A graph has no number for batch_sizes[0]; there the operator checks hx when it runs.
+            known = hx is None or not torch.compiler.is_compiling()
+            batch = int(batch_sizes[0]) if known else hx.shape[1]
+            state = hx if hx is None or sorted_indices is None else hx.index_select(1, sorted_indices)
+            if not self._fits(rows, state, batch, 2, weights):
+                return self.torchs(input, hx)
+            output, h_n = self._segments(rows, state, batch_sizes, weights)
+            return _packed(output, input), _unsorted(h_n, unsorted_indices)
+        unbatched = input.dim() == 2
+        if unbatched:
+            rows, state = input.unsqueeze(1), None if hx is None else hx.unsqueeze(1)
+        elif input.dim() == 3:
+            rows, state = input.transpose(0, 1) if self.batch_first else input, hx
+        else:
+            return self.torchs(input, hx)  # raises torch's own error
+        if not self._fits(rows, state, rows.shape[1], 3, weights):
+            return self.torchs(input, hx)
+        output, h_n = self._segments(rows, state, None, weights)
+        if unbatched:
+            return output.squeeze(1), h_n.squeeze(1)
+        return (output.transpose(0, 1) if self.batch_first else output), h_n
 
     def _fits(
-        self, rows: Tensor, hx: Optional[Tensor], batch: int, packed: bool, weights: list[list[Any]]
+        self, rows: Tensor, hx: Optional[Tensor], batch: int, dims: int, weights: tuple[Any, ...]
     ) -> bool:
         """Whether the arguments are right; what is wrong with them is then for torch to say."""
+        states = self.num_layers * (2 if self.bidirectional else 1)
         return (
-            rows.dim() == (2 if packed else 3)
+            rows.dim() == dims
             and rows.shape[-1] == self.input_size
-            and weights[0][1].shape[-1] == self.hidden_size
+            and weights[1].shape[-1] == self.hidden_size
             and rows.shape[0] > 0
-            and (rows.dtype is weights[0][0].dtype or autocast_on(rows))
-            and rows.device == weights[0][0].device
+            and (rows.dtype is weights[0].dtype or autocast_on(rows))
+            and rows.device == weights[0].device
             and (hx is None or hx.dim() == 3)
-            and (hx is None or hx.shape == (len(weights), batch, self.hidden_size))
+            and (hx is None or hx.shape == (states, batch, self.hidden_size))
         )
 
-    def _left_to_torch(
+    def _segments(
         self,
         rows: Tensor,
         hx: Optional[Tensor],
-        batch: int,
         batch_sizes: Optional[Tensor],
-        weights: list[list[Any]],
-    ) -> bool:
-        """Whether torch is the best for every layer of a stack; then it gets the whole stack in one call."""
-        if batch_sizes is not None and not watched(rows, hx):
-            check_batch_sizes(batch_sizes, rows.shape[0], batch)
-        if needs_composite() or watched(rows, hx, *(weight for layer in weights for weight in layer)):
-            return False
-        steps = rows.shape[0] if batch_sizes is None else batch_sizes.shape[0]
-        grad = needs_grad(rows, hx, *(weight for layer in weights for weight in layer))
-        widths = [self.input_size]
-        if self.num_layers > 1:
-            widths.append(self.hidden_size * (2 if self.bidirectional else 1))
-        return all(
-            solver_of(
-                "sequence",
-                rows,
-                width,
-                self.hidden_size,
-                batch,
-                steps,
-                batch_sizes is not None,
-                grad,
-                self.backend,
-            ).name
-            == "aten"
-            for width in widths
-        )
-
-    def _layers(
-        self,
-        rows: Tensor,
-        hx: Optional[Tensor],
-        batch: int,
-        batch_sizes: Optional[Tensor],
-        weights: list[list[Any]],
+        weights: tuple[Any, ...],
     ) -> tuple[Tensor, Tensor]:
-        if hx is None:
-            states = (rows.new_zeros(batch, self.hidden_size),) * len(weights)
-        else:
-            states = hx.unbind(0)
-        directions = 2 if self.bidirectional else 1
-        last: list[Tensor] = []  # h_n of every layer and direction
-        for layer in range(self.num_layers):
-            if layer > 0 and self.dropout != 0 and self.training:
+        """The stack, cut wherever dropout comes between two layers."""
+        network = self._described()._replace(batch_first=False, input_size=None)
+        if not (self.training and self.dropout and self.num_layers > 1):
+            return rnn_stack(network, rows, hx, weights, batch_sizes, self.backend)
+        directions = len(network.reverse)
+        each, layer = directions * network.per, network._replace(layers=1)
+        last = []
+        for i in range(self.num_layers):
+            if i > 0:
                 rows = torch.dropout(rows, self.dropout, True)
-            outputs = []
-            for direction in range(directions):
-                i = layer * directions + direction
-                weight_ih, weight_hh, *biases = weights[i]
-                bias_ih, bias_hh = biases or (None, None)
-                output, h_n = rnn_sequence(
-                    rows,
-                    states[i],
-                    weight_ih,
-                    weight_hh,
-                    bias_ih,
-                    bias_hh,
-                    NONLINEARITIES[self.mode],
-                    reverse=direction == 1,
-                    batch_sizes=batch_sizes,
-                    backend=self.backend,
-                )
-                outputs.append(output)
-                last.append(h_n)
-            rows = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
-        return rows, last[0].unsqueeze(0) if len(last) == 1 else torch.stack(last)
+            state = None if hx is None else hx[i * directions : (i + 1) * directions]
+            mine = weights[i * each : (i + 1) * each]
+            rows, h_n = rnn_stack(layer, rows, state, mine, batch_sizes, self.backend)
+            last.append(h_n)
+        return rows, torch.cat(last)
+
+
+def _packed(rows: Tensor, like: PackedSequence) -> PackedSequence:
+    """Made as a tuple is: its constructor's checks, which `like` has passed, take several microseconds."""
+    return tuple.__new__(PackedSequence, (rows, *like[1:]))
+
+
+def _unsorted(h_n: Tensor, indices: Optional[Tensor]) -> Tensor:
+    return h_n if indices is None else h_n.index_select(1, indices)

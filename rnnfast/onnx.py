@@ -13,6 +13,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .call import Network
+
 # The opset that the RNN operator has had its present form from; later ones only add dtypes.
 OPSET = 14
 
@@ -20,38 +22,41 @@ OPSET = 14
 DTYPE = torch.float32
 
 
-def rnn_sequence(
+def rnn(
+    network: Network,
     x: Tensor,  # [T, B, I]
-    h0: Tensor,  # [B, H]
-    weight_ih: Tensor,  # [H, I]
-    weight_hh: Tensor,  # [H, H]
-    bias_ih: Optional[Tensor],  # [H]
-    bias_hh: Optional[Tensor],  # [H]
-    nonlinearity: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:  # [T, B, H], [B, H]
+    h0: Optional[Tensor],  # [L * D, B, H], of a function [B, H]
+    weights: tuple[Tensor, ...],
+) -> tuple[Tensor, Tensor]:  # [T, B, D * H], like h0
+    """The arguments are those of a dense `call.Call`."""
     steps, batch, _ = x.shape
-    hidden_size = h0.shape[1]
-    zeros = weight_hh.new_zeros(hidden_size)
-    biases = [zeros if bias is None else bias for bias in (bias_ih, bias_hh)]
-    inputs = (
-        x,
-        weight_ih.unsqueeze(0),
-        weight_hh.unsqueeze(0),
-        torch.cat(biases).unsqueeze(0),
-        None,  # sequence_lens
-        h0.unsqueeze(0),
-    )
-    output, h_n = torch.onnx.ops.symbolic_multi_out(
-        "::RNN",
-        inputs,
-        {
-            "hidden_size": hidden_size,
-            "activations": [nonlinearity.capitalize()],
-            "direction": "reverse" if reverse else "forward",
-        },
-        dtypes=(x.dtype, x.dtype),
-        shapes=([steps, 1, batch, hidden_size], [1, batch, hidden_size]),
-        version=OPSET,
-    )
-    return output.squeeze(1), h_n.squeeze(0)
+    per, directions = network.per, len(network.reverse)
+    hidden_size = weights[1].shape[0]
+    states = x.new_zeros(network.layers * directions, batch, hidden_size) if h0 is None else h0
+    states = states.reshape(network.layers * directions, batch, hidden_size)
+    last = []
+    for layer in range(network.layers):
+        halves = []
+        for d, reverse in enumerate(network.reverse):
+            i = layer * directions + d
+            weight_ih, weight_hh, *biases = weights[i * per : (i + 1) * per]
+            bias = torch.cat(biases) if biases else weight_hh.new_zeros(2 * hidden_size)
+            state = states[i].unsqueeze(0)
+            inputs = (x, weight_ih.unsqueeze(0), weight_hh.unsqueeze(0), bias.unsqueeze(0), None, state)
+            output, h_n = torch.onnx.ops.symbolic_multi_out(
+                "::RNN",
+                inputs,  # the fifth are the lengths
+                {
+                    "hidden_size": hidden_size,
+                    "activations": [network.nonlinearity.capitalize()],
+                    "direction": "reverse" if reverse else "forward",
+                },
+                dtypes=(x.dtype, x.dtype),
+                shapes=([steps, 1, batch, hidden_size], [1, batch, hidden_size]),
+                version=OPSET,
+            )
+            halves.append(output.squeeze(1))
+            last.append(h_n)
+        x = halves[0] if directions == 1 else torch.cat(halves, dim=-1)
+    h_n = torch.cat(last)
+    return x, h_n if h0 is None else h_n.reshape(h0.shape)

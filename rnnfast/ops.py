@@ -1,481 +1,198 @@
-"""The fused operators and their backwards, as Python functions and as torch.ops.rnnfast.*.
+"""The operators torch.ops.rnnfast.*: calls as graphs hold them.
 
-Here, and only here, backends are called, with contiguous tensors. The backend is chosen when an operator
-runs, not when a graph is captured, so that a graph with backend="auto" takes the best backend for every
-batch size and length without being captured anew.
+A graph may be called with tensors of other shapes, dtypes or devices than it was captured with, so operators
+check all of their arguments, when a graph is captured as when it runs. The backend is chosen when an operator
+runs, so that a graph with backend="auto" takes the best one for every batch size and length.
 
-Operators check all of their arguments: a graph may be called with tensors of other shapes, dtypes or
-devices than it was captured with. `rnn_*` check their arguments, when a graph is captured as when it runs;
-`run_*` are for callers that have done so.
-
-The derivatives belong to `rnnfast.functional`, which also hands them to the operators, so that a captured
-graph can be trained. It calls the registered operator if the call is `context.watched`, and else the Python
-function, which is the same thing without torch's dispatcher: a fifth of the time of a small step.
+Arguments of both: x ``[T, B, I]``, with batch_sizes ``[R, I]``, of a step ``[B, I]``; h0 ``[L * D, B, H]``,
+of a step ``[B, H]``, None for zeros; weights, two or four for each layer and direction; batch_sizes ``[T]``;
+then the fields of `call.Network`.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Optional, TypeVar
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from .arguments import (
-    Arguments,
-    check_backward,
-    check_fake_batch_sizes,
-    check_names,
-    check_needs,
-    check_packed,
-    dense,
-    dense_gradient,
-    fits_sequence,
-    fits_step,
-    left_to_torch,
-)
-from .backends.aten import torch_sequence, torch_step
-from .backends.base import Backend, Grads, Needs
-from .dispatch import find
+from . import derivative, dispatch
+from .arguments import check_backward, check_fake_batch_sizes, check_names, check_packed, fits, left_to_torch
+from .backends.aten import torch_call
+from .backends.base import Outputs, read_by
+from .call import Call, Network, dense, dense_gradient, made, read
+from .context import needs_grad
 
 _lib = torch.library.Library("rnnfast", "DEF")
-_schemas: dict[str, str] = {}  # by the operators' names
-_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
-_TAGS = (torch.Tag.pt2_compliant_tag,)
 # Function modes see a call, not what it consists of, as with torch's own operators; so none can change what a
 # kernel gets or where it writes.
-_unseen = torch._C.DisableTorchFunction
+unseen = torch._C.DisableTorchFunction
+
+_CALL = (
+    "Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, str nonlinearity, int layers,"
+    " bool[] reverse, bool biases, bool step"
+)
+_FORWARD = f"rnn({_CALL}, bool grad, str backend) -> Tensor[]"
+_BACKWARD = (
+    f"rnn_backward({_CALL}, Tensor out, Tensor? hidden, Tensor? grad_out, Tensor? grad_hn, bool[] needs,"
+    " str backend) -> Tensor[]"
+)
 
 
-def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[_Kernel], _Kernel]:
-    """Registers the decorated function as the kernel, for every device, of the operator `schema`."""
-
-    def define(kernel: _Kernel) -> _Kernel:
-        name = schema.split("(")[0]
-        _schemas[name] = schema
-        _lib.define(schema, tags=_TAGS)
-        _lib.impl(name, _given_tensors(schema, kernel), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"rnnfast::{name}", _given_tensors(schema, fake), lib=_lib)
-        return kernel
-
-    return define
+def _flat(call: Call) -> tuple[Any, ...]:
+    network = call.network
+    fields = (network.nonlinearity, network.layers, list(network.reverse), network.biases, network.step)
+    return call.x, call.h0, list(call.weights), call.batch_sizes, *fields
 
 
-def _given_tensors(schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, with TypeError for None in place of a tensor, which the dispatcher lets pass."""
-    parameters = schema.split("(")[1].split(")")[0].split(", ")
-    required = [(i, p.split()[1]) for i, p in enumerate(parameters) if p.startswith("Tensor ")]
-
-    @functools.wraps(function)
-    def checked(*args: Any) -> Any:
-        for i, name in required:
-            if args[i] is None:
-                raise TypeError(f"argument '{name}' (position {i + 1}) must be Tensor, not NoneType")
-        return function(*args)
-
-    return checked
+def _network(arguments: Sequence[Any]) -> Network:
+    nonlinearity, layers, reverse, biases, step = arguments
+    if not (layers >= 1 and 1 <= len(reverse) <= 2) or (step and (layers, list(reverse)) != (1, [False])):
+        raise ValueError(f"there is no network of {layers} layers and the directions {list(reverse)}")
+    return Network(nonlinearity, layers, tuple(reverse), biases, step, module=not step)
 
 
-def set_derivative(name: str, function: Callable[..., Any]) -> None:
-    """Makes `function` what runs when the operator `name` is called where autograd may record it."""
-    _lib.impl(name, _given_tensors(_schemas[name], function), "Autograd")
+def _looked_at(arguments: Sequence[Any], backend: str, fake: bool) -> Optional[Call]:
+    """A call of an operator's arguments, or None if no kernel may be given them."""
+    x, h0, weights, batch_sizes, *fields = arguments
+    check_names(fields[0], backend)
+    if x is None:
+        raise TypeError("argument 'x' (position 1) must be Tensor, not NoneType")
+    network = _network(fields)
+    if network.step and h0 is None:
+        raise TypeError("argument 'h0' (position 2) must be Tensor, not NoneType")
+    if fake:
+        check_fake_batch_sizes(batch_sizes, x)
+    elif batch_sizes is not None:
+        check_packed(batch_sizes, x, h0)
+    packed = batch_sizes is not None
+    if len(weights) < 2 or not fits(network, x, h0, weights, packed):
+        return None
+    return made(network, x, h0, tuple(weights), batch_sizes)
 
 
-def _listed(grads: Grads) -> list[Tensor]:
-    """As operators return them: schemas know no tuple of optional tensors. `unlisted` is the inverse."""
-    return [_detached(grad) for grad in grads if grad is not None]
-
-
-def unlisted(grads: list[Tensor], needs: Needs) -> Grads:
-    following = iter(grads)
-    return Grads(*[next(following) if needed else None for needed in needs])
-
-
-def _detached(tensor: Tensor) -> Tensor:
-    """Drops the derivative that torch's operators inside of a backend may have recorded."""
-    return tensor.detach() if tensor.requires_grad else tensor
-
-
-def _fake_grads(
-    x: Tensor, h0: Tensor, weight_ih: Tensor, weight_hh: Tensor, needs: Sequence[bool]
-) -> list[Tensor]:
-    shapes = (x.shape, h0.shape, weight_ih.shape, weight_hh.shape, weight_hh.shape[:1])
-    return [x.new_empty(shape) for shape, needed in zip(shapes, needs, strict=True) if needed]
-
-
-def step_of_torch(tensors: Arguments, nonlinearity: str, backend: str) -> Optional[Tensor]:
-    """What torch's operator makes of arguments of `rnn_step` that no kernel may be given; None for others.
+def _of_torch(arguments: Sequence[Any], backend: str) -> list[Tensor]:
+    """What torch's operator makes of arguments that no kernel takes.
 
     Raises:
-        ValueError: unknown nonlinearity.
-        RuntimeError: torch's operator doesn't take them either, or another backend was asked for.
+        RuntimeError: it doesn't take them either, or another backend was asked for.
     """
-    check_names(nonlinearity, backend)
-    if fits_step(*tensors):
-        return None
-    return left_to_torch(torch_step(*tensors, nonlinearity), backend, tensors)
+    x, h0, weights, batch_sizes, *fields = arguments
+    network = _network(fields)
+    if len(weights) != network.layers * len(network.reverse) * network.per:
+        raise RuntimeError(f"got {len(weights)} weights for {network}")
+    results = torch_call(network, x, h0, tuple(weights), batch_sizes)
+    return list(left_to_torch(results, backend, (x, h0, *weights)))
 
 
-def _fake_step(*arguments: Any) -> Tensor:
-    *tensors, nonlinearity, _, backend = arguments
-    found = step_of_torch(tuple(tensors), nonlinearity, backend)  # type: ignore[arg-type]
-    x, h = tensors[:2]
-    return x.new_empty(h.shape) if found is None else found
+def _detached(results: Sequence[Tensor]) -> list[Tensor]:
+    """Without the derivatives that torch's operators inside of a backend may have recorded."""
+    return [result.detach() if result.requires_grad else result for result in results]
 
 
-@_operator(
-    "rnn_step(Tensor x, Tensor h, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh,"
-    " str nonlinearity, bool grad, str backend) -> Tensor",
-    _fake_step,
-)
-def rnn_step(
-    x: Tensor,  # [B, I]
-    h: Tensor,  # [B, H]
-    weight_ih: Tensor,  # [H, I]
-    weight_hh: Tensor,  # [H, H]
-    bias_ih: Optional[Tensor],  # [H]
-    bias_hh: Optional[Tensor],  # [H]
-    nonlinearity: str,
-    grad: bool,  # whether a backward pass will follow
-    backend: str,
-) -> Tensor:  # [B, H]
-    found = step_of_torch((x, h, weight_ih, weight_hh, bias_ih, bias_hh), nonlinearity, backend)
-    if found is not None:
-        return _detached(found)
-    batch, input_size = x.shape
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    solver = find(
-        backend, "step", x.device, x.dtype, input_size, h.shape[1], batch, 1, False, grad, deterministic
-    )
-    return run_step(solver, x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+def _fake(*arguments: Any) -> list[Tensor]:
+    *inputs, _, backend = arguments
+    call = _looked_at(inputs, backend, fake=True)
+    if call is None:
+        return _of_torch(inputs, backend)
+    network, x = call.network, call.x
+    directions = len(network.reverse)
+    width = directions * call.hidden_size
+    out = x.new_empty((*x.shape[:-1], width))
+    if network.step:
+        return [out]
+    h_n = x.new_empty((network.layers * directions, call.batch, call.hidden_size))
+    return [out, h_n, *([x.new_empty((network.layers - 1, call.rows, width))] if network.layers > 1 else [])]
 
 
-def run_step(
-    solver: Backend,
-    x: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-    nonlinearity: str,
-) -> Tensor:
-    """`rnn_step` for a caller that has checked the arguments and found the backend."""
-    with _unseen():
-        out = solver.step_forward(
-            dense(x),
-            dense(h),
-            dense(weight_ih),
-            dense(weight_hh),
-            dense(bias_ih),
-            dense(bias_hh),
-            nonlinearity,
-        )
-        return _detached(out)
+def _kernel(*arguments: Any) -> list[Tensor]:
+    *inputs, grad, backend = arguments
+    call = _looked_at(inputs, backend, fake=False)
+    if call is None:
+        return _detached(_of_torch(inputs, backend))
+    with unseen():
+        call = dense_call(call)
+        return _detached(dispatch.find(backend, call, grad).forward(call))
 
 
-def _fake_step_backward(grad: Tensor, *args: Any) -> list[Tensor]:
-    x, h, weight_ih, weight_hh, out, nonlinearity, needs, backend = args
-    check_names(nonlinearity, backend)
-    check_backward(x, h, weight_ih, weight_hh, out, grad, None, 2, False)
-    return _fake_grads(x, h, weight_ih, weight_hh, check_needs(needs))
+def dense_call(call: Call) -> Call:
+    """The same of dense tensors, read by native code if there is one."""
+    tensors = dense(call.x), dense(call.h0), tuple(dense(weight) for weight in call.weights)
+    return read(call.network, *tensors, call.batch_sizes) or made(call.network, *tensors, call.batch_sizes)
 
 
-def rnn_step_backward(
-    grad: Tensor,  # [B, H]
-    x: Tensor,  # [B, I]
-    h: Tensor,  # [B, H]
-    weight_ih: Tensor,  # [H, I]
-    weight_hh: Tensor,  # [H, H]
-    out: Tensor,  # [B, H]
-    nonlinearity: str,
-    needs: Needs,
-    backend: str,
-) -> Grads:
-    check_names(nonlinearity, backend)
-    check_backward(x, h, weight_ih, weight_hh, out, grad, None, 2, False)
-    batch, input_size = x.shape
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    solver = find(
-        backend, "step", x.device, x.dtype, input_size, h.shape[1], batch, 1, False, True, deterministic
-    )
-    return run_step_backward(solver, grad, x, h, weight_ih, weight_hh, out, nonlinearity, needs)
+def _differentiable(*arguments: Any) -> list[Tensor]:
+    """What the operator does where autograd may record it.
+
+    A caller need not say whether a backward pass will follow: that is known here, when the operator runs, and
+    not when a graph is captured.
+    """
+    *inputs, grad, backend = arguments
+    x, h0, weights, batch_sizes = inputs[:4]
+    call = _looked_at(inputs, backend, fake=True)
+    if call is None:
+        if batch_sizes is not None:
+            check_packed(batch_sizes, x, h0)  # torch's operator would not
+        return _of_torch(inputs, backend)  # it has its own derivative
+    if not needs_grad(x, h0, *weights):
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.rnnfast.rnn(*inputs, grad, backend)
+
+    def compute(call: Call) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.rnnfast.rnn(*_flat(call), True, backend))
+
+    return list(derivative.Recurrence.apply(compute, call, backend, x, h0, *weights))
 
 
-def run_step_backward(
-    solver: Backend,
-    grad: Tensor,
-    x: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    out: Tensor,
-    nonlinearity: str,
-    needs: Needs,
-) -> Grads:
-    """`rnn_step_backward` for a caller that has checked the arguments and found the backend."""
-    with _unseen():
-        return solver.step_backward(
-            dense_gradient(grad),
-            dense(x) if needs.weight_ih else x,
-            dense(h) if needs.weight_hh else h,
-            dense(weight_ih) if needs.x else weight_ih,
-            dense(weight_hh) if needs.h0 else weight_hh,
-            dense(out),
-            nonlinearity,
-            needs,
-        )
+def _backward_call(arguments: Sequence[Any]) -> tuple[Network, tuple[Any, ...], Outputs, tuple[bool, ...]]:
+    """The checked arguments of rnn_backward: network; x, h0, weights and batch_sizes; outputs; needs."""
+    x, h0, weights, batch_sizes, *fields, out, hidden, grad_out, grad_hn, needs, backend = arguments
+    check_names(fields[0], backend)
+    for position, name, tensor in ((1, "x", x), (10, "out", out)):
+        if tensor is None:
+            raise TypeError(f"argument '{name}' (position {position}) must be Tensor, not NoneType")
+    inputs, network = (x, h0, weights, batch_sizes), _network(fields)
+    check_backward(network, inputs, (out, hidden), (grad_out, grad_hn), needs)
+    return network, inputs, Outputs(out, hidden, grad_out, grad_hn), tuple(needs)
 
 
-@_operator(
-    "rnn_step_backward(Tensor grad, Tensor x, Tensor h, Tensor weight_ih, Tensor weight_hh, Tensor out,"
-    " str nonlinearity, bool[] needs, str backend) -> Tensor[]",
-    _fake_step_backward,
-)
-def _(*args: Any) -> list[Tensor]:
-    *inputs, needs, backend = args
-    return _listed(rnn_step_backward(*inputs, check_needs(needs), backend))  # type: ignore[call-arg]
-
-
-def sequence_of_torch(
-    tensors: Arguments, batch_sizes: Optional[Tensor], nonlinearity: str, reverse: bool, backend: str
-) -> Optional[tuple[Tensor, Tensor]]:
-    """As `step_of_torch`, for `rnn_sequence`; `check_packed` has let pass batch_sizes, if there are some."""
-    check_names(nonlinearity, backend)
-    if fits_sequence(*tensors, batch_sizes is not None):
-        return None
-    result = torch_sequence(*tensors, nonlinearity, batch_sizes, reverse)
-    return left_to_torch(result, backend, tensors)
-
-
-def _fake_sequence(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *tensors, batch_sizes, nonlinearity, reverse, _, backend = arguments
-    check_fake_batch_sizes(batch_sizes, tensors[0])
-    rest = (batch_sizes, nonlinearity, reverse, backend)
-    found = sequence_of_torch(tuple(tensors), *rest)  # type: ignore[arg-type]
-    if found is not None:
-        return found
-    x, h0 = tensors[:2]
-    return x.new_empty((*x.shape[:-1], h0.shape[1])), x.new_empty(h0.shape)
-
-
-@_operator(
-    "rnn_sequence(Tensor x, Tensor h0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh,"
-    " Tensor? batch_sizes, str nonlinearity, bool reverse, bool grad, str backend) -> (Tensor, Tensor)",
-    _fake_sequence,
-)
-def rnn_sequence(
-    x: Tensor,  # [T, B, I], or [R, I] with batch_sizes
-    h0: Tensor,  # [B, H]
-    weight_ih: Tensor,  # [H, I]
-    weight_hh: Tensor,  # [H, H]
-    bias_ih: Optional[Tensor],  # [H]
-    bias_hh: Optional[Tensor],  # [H]
-    batch_sizes: Optional[Tensor],  # [T] int64 on the CPU
-    nonlinearity: str,
-    reverse: bool,
-    grad: bool,  # whether a backward pass will follow
-    backend: str,
-) -> tuple[Tensor, Tensor]:  # out like x but for its last dimension, h_n [B, H]
-    if batch_sizes is not None:
-        check_packed(batch_sizes, x, h0)
-    tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
-    found = sequence_of_torch(tensors, batch_sizes, nonlinearity, reverse, backend)
-    if found is not None:
-        return _detached(found[0]), _detached(found[1])
-    solver = _find_for_sequence(x, h0, batch_sizes, grad, backend)
-    return run_sequence(
-        solver, x, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, nonlinearity, reverse
-    )
-
-
-def run_sequence(
-    solver: Backend,
-    x: Tensor,
-    h0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-    batch_sizes: Optional[Tensor],
-    nonlinearity: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """`rnn_sequence` for a caller that has checked the arguments and found the backend."""
-    with _unseen():
-        out, h_n = solver.sequence_forward(
-            _rows(dense(x)),
-            dense(h0),
-            dense(weight_ih),
-            dense(weight_hh),
-            dense(bias_ih),
-            dense(bias_hh),
-            nonlinearity,
-            batch_sizes,
-            reverse,
-        )
-        if batch_sizes is None:
-            # .data, because autograd lets nobody modify a view that comes out of a Function.
-            out = out.view(*x.shape[:-1], h0.shape[1]).data
-        return _detached(out), _detached(h_n)
-
-
-def run_plain_sequence(
-    solver: Backend,
-    x: Tensor,  # [T, B, I]
-    h0: Tensor,  # [B, H] or, as a module has it, [1, B, H]
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-    nonlinearity: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:  # out [T, B, H], h_n like h0
-    """`run_sequence` for tensors that `plain` has found to be dense; autograd must not be recording."""
-    steps, batch, input_size = x.shape
-    rows = x.view(steps * batch, input_size)
-    out, h_n = solver.sequence_forward(
-        rows, h0.view(batch, -1), weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, None, reverse
-    )
-    return out.view(steps, batch, -1).data, h_n.view(h0.shape).data
-
-
-def _fake_sequence_backward(grad_out: Any, grad_hn: Any, *args: Any) -> list[Tensor]:
-    x, h0, weight_ih, weight_hh, out, batch_sizes, nonlinearity, _, needs, backend = args
-    check_names(nonlinearity, backend)
+def _fake_backward(*arguments: Any) -> list[Tensor]:
+    _, (x, h0, weights, batch_sizes), _, needs = _backward_call(arguments)
     check_fake_batch_sizes(batch_sizes, x)
-    packed = batch_sizes is not None
-    check_backward(x, h0, weight_ih, weight_hh, out, grad_out, grad_hn, 2 if packed else 3, packed)
-    return _fake_grads(x, h0, weight_ih, weight_hh, check_needs(needs))
+    return [
+        x.new_empty(tensor.shape)
+        for tensor, needed in zip((x, h0, *weights), needs, strict=True)
+        if needed and tensor is not None
+    ]
 
 
-def rnn_sequence_backward(
-    grad_out: Optional[Tensor],  # like out; None stands for zeros
-    grad_hn: Optional[Tensor],  # [B, H]; None stands for zeros
-    x: Tensor,  # [T, B, I], or [R, I] with batch_sizes
-    h0: Tensor,  # [B, H]
-    weight_ih: Tensor,  # [H, I]
-    weight_hh: Tensor,  # [H, H]
-    out: Tensor,  # [T, B, H], or [R, H] with batch_sizes
-    batch_sizes: Optional[Tensor],  # [T] int64 on the CPU
-    nonlinearity: str,
-    reverse: bool,
-    needs: Needs,
-    backend: str,
-) -> Grads:
-    check_names(nonlinearity, backend)
-    packed = batch_sizes is not None
-    check_backward(x, h0, weight_ih, weight_hh, out, grad_out, grad_hn, 2 if packed else 3, packed)
+def _kernel_backward(*arguments: Any) -> list[Tensor]:
+    network, (x, h0, weights, batch_sizes), outputs, needs = _backward_call(arguments)
     if batch_sizes is not None:
         check_packed(batch_sizes, x, h0)
-    solver = _find_for_sequence(x, h0, batch_sizes, True, backend)
-    walk = (batch_sizes, nonlinearity, reverse)
-    return run_sequence_backward(solver, grad_out, grad_hn, x, h0, weight_ih, weight_hh, out, *walk, needs)
-
-
-def run_sequence_backward(
-    solver: Backend,
-    grad_out: Optional[Tensor],
-    grad_hn: Optional[Tensor],
-    x: Tensor,
-    h0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    out: Tensor,
-    batch_sizes: Optional[Tensor],
-    nonlinearity: str,
-    reverse: bool,
-    needs: Needs,
-) -> Grads:
-    """`rnn_sequence_backward` for a caller that has checked the arguments and found the backend."""
-    with _unseen():
-        grads = solver.sequence_backward(
-            None if grad_out is None else _rows(dense_gradient(grad_out)),
-            dense_gradient(grad_hn),
-            _rows(dense(x) if needs.weight_ih else x),
-            dense(h0) if needs.weight_hh else h0,
-            dense(weight_ih) if needs.x else weight_ih,
-            dense(weight_hh),
-            _rows(dense(out)),
-            nonlinearity,
-            batch_sizes,
-            reverse,
-            needs,
+    with unseen():
+        steps = len(batch_sizes) if batch_sizes is not None else 1 if network.step else x.shape[0]
+        read_flags = read_by(network, needs, steps > 1)
+        # What no gradient reads may have no memory behind it.
+        x, h0, *weights = (
+            tensor if tensor is None else dense(tensor) if wanted else tensor.new_empty(tensor.shape)
+            for tensor, wanted in zip((x, h0, *weights), read_flags, strict=True)
         )
-        return grads if grads.x is None else grads._replace(x=grads.x.view(x.shape))
+        given: Any = (network, x, h0, tuple(weights), batch_sizes)
+        call = read(*given) or made(*given)
+        outputs = Outputs(*(dense_gradient(tensor) for tensor in outputs))
+        grads = dispatch.find(arguments[-1], call, True).backward(call, outputs, needs)
+        return _detached([grad for grad in grads if grad is not None])
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """[T, B, N] as [T * B, N]."""
-    if tensor.dim() == 2:
-        return tensor
-    steps, batch, width = tensor.shape
-    return tensor.reshape(steps * batch, width)  # what no gradient reads need not be dense
+def _register(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    name = schema.split("(")[0]
+    _lib.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _lib.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"rnnfast::{name}", fake, lib=_lib)
 
 
-def run_plain_sequence_backward(
-    solver: Backend,
-    grad_out: Optional[Tensor],  # like out; None stands for zeros
-    grad_hn: Optional[Tensor],  # like h0; None stands for zeros
-    x: Tensor,  # [T, B, I]
-    h0: Tensor,  # [B, H] or, as a module has it, [1, B, H]
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    out: Tensor,  # [T, B, H]
-    nonlinearity: str,
-    reverse: bool,
-    needs: Needs,
-) -> Grads:  # h0 like h0
-    """`run_sequence_backward` for tensors that `plain` has found to be dense, but for what autograd sends."""
-    steps, batch, input_size = x.shape
-    grads = solver.sequence_backward(
-        None if grad_out is None else dense_gradient(grad_out).view(steps * batch, -1),
-        None if grad_hn is None else dense_gradient(grad_hn).view(batch, -1),
-        x.view(steps * batch, input_size),
-        h0.view(batch, -1),
-        weight_ih,
-        weight_hh if steps > 1 else dense(weight_hh),
-        out.view(steps * batch, -1),
-        nonlinearity,
-        None,
-        reverse,
-        needs,
-    )
-    dx, dh0 = grads[:2]
-    if dx is None and dh0 is None:
-        return grads
-    return grads._replace(
-        x=None if dx is None else dx.view(x.shape), h0=None if dh0 is None else dh0.view(h0.shape)
-    )
-
-
-@_operator(
-    "rnn_sequence_backward(Tensor? grad_out, Tensor? grad_hn, Tensor x, Tensor h0, Tensor weight_ih,"
-    " Tensor weight_hh, Tensor out, Tensor? batch_sizes, str nonlinearity, bool reverse, bool[] needs,"
-    " str backend) -> Tensor[]",
-    _fake_sequence_backward,
-)
-def _(*args: Any) -> list[Tensor]:
-    *inputs, needs, backend = args
-    return _listed(rnn_sequence_backward(*inputs, check_needs(needs), backend))  # type: ignore[call-arg]
-
-
-def _find_for_sequence(
-    x: Tensor, h0: Tensor, batch_sizes: Optional[Tensor], grad: bool, backend: str
-) -> Backend:
-    batch, hidden_size = h0.shape
-    steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
-    return find(
-        backend,
-        "sequence",
-        x.device,
-        x.dtype,
-        x.shape[-1],
-        hidden_size,
-        batch,
-        steps,
-        batch_sizes is not None,
-        grad,
-        torch.are_deterministic_algorithms_enabled(),
-    )
+_register(_FORWARD, _kernel, _fake)
+_register(_BACKWARD, _kernel_backward, _fake_backward)
+_lib.impl("rnn", _differentiable, "Autograd")

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <Python.h>
+#include <string.h>
 
 #include "../recurrence.h"
 
@@ -15,7 +16,7 @@ namespace dlpack {
 
 constexpr uint32_t kMajor = 1;
 constexpr int32_t kCpu = 1, kCuda = 2;
-enum Code : uint8_t { kFloat = 2, kBfloat = 4 };
+enum Code : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4 };
 
 struct Tensor {
   void* data;
@@ -40,9 +41,9 @@ struct ExchangeApi {
 
 }  // namespace dlpack
 
-// A dense tensor of at least one element, on the CPU or a CUDA device.
+// A dense tensor on the CPU or a CUDA device.
 struct View {
-  char* data;
+  char* data;  // may be null if the tensor has no elements
   DType dtype;
   int32_t device_type, device_id;
   int ndim;
@@ -54,10 +55,30 @@ struct View {
     return dtype == other.dtype && device_type == other.device_type && device_id == other.device_id;
   }
 
-  bool is(int64_t a) const { return ndim == 1 && shape[0] == a; }
-  bool is(int64_t a, int64_t b) const { return ndim == 2 && shape[0] == a && shape[1] == b; }
-  bool is(int64_t a, int64_t b, int64_t c) const {
-    return ndim == 3 && shape[0] == a && shape[1] == b && shape[2] == c;
+};
+
+// The shape of a tensor of one to three dimensions.
+struct Shape {
+  int ndim;
+  int64_t sizes[3];
+
+  Shape() : ndim(0), sizes{} {}
+  explicit Shape(int64_t a) : ndim(1), sizes{a} {}
+  Shape(int64_t a, int64_t b) : ndim(2), sizes{a, b} {}
+  Shape(int64_t a, int64_t b, int64_t c) : ndim(3), sizes{a, b, c} {}
+  explicit Shape(const View& view) : ndim(view.ndim), sizes{} { memcpy(sizes, view.shape, sizeof(view.shape)); }
+
+  // With another last dimension.
+  Shape ending(int64_t size) const {
+    Shape other = *this;
+    other.sizes[ndim - 1] = size;
+    return other;
+  }
+  bool is_of(const View& view) const {
+    if (view.ndim != ndim) return false;
+    for (int i = 0; i < ndim; ++i)
+      if (view.shape[i] != sizes[i]) return false;
+    return true;
   }
 };
 
@@ -91,8 +112,7 @@ class Viewer {
       PyErr_Clear();
       return false;
     }
-    if ((t.device_type != dlpack::kCpu && t.device_type != dlpack::kCuda) || !t.data || t.ndim < 1 || t.ndim > 3 ||
-        t.lanes != 1)
+    if ((t.device_type != dlpack::kCpu && t.device_type != dlpack::kCuda) || t.ndim < 1 || t.ndim > 3 || t.lanes != 1)
       return false;
     if (t.code == dlpack::kFloat && t.bits == 32)
       view->dtype = DType::kFloat32;
@@ -104,27 +124,54 @@ class Viewer {
       view->dtype = DType::kFloat16;
     else
       return false;
-    int64_t dense = 1;
-    for (int i = t.ndim - 1; i >= 0; --i) {
-      if (t.shape[i] == 0 || (t.shape[i] != 1 && t.strides && t.strides[i] != dense)) return false;
-      dense *= t.shape[i];
-      view->shape[i] = t.shape[i];
-    }
+    const int64_t count = read_shape(t, view->shape);
+    if (count < 0 || (count > 0 && !t.data)) return false;
     view->device_type = t.device_type;
     view->device_id = t.device_id;
     view->ndim = t.ndim;
-    view->data = static_cast<char*>(t.data) + t.byte_offset;
+    view->data = t.data ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
     // DLPack does not say whether a tensor is lazily negated; asking takes 80 ns. torch negates lazily where it takes
     // the imaginary part of a conjugate, whose strides are two or more, so a dense Parameter is asked only if it is a
     // single number.
-    if (Py_TYPE(object) == parameter_ && dense != 1) return true;
-    PyObject* negated = PyObject_CallOneArg(is_neg_, object);
-    if (!negated) PyErr_Clear();
-    Py_XDECREF(negated);
-    return negated == Py_False;
+    if (Py_TYPE(object) == parameter_ && count != 1) return true;
+    return !negated(object);
+  }
+
+  // Finds the numbers of `batch_sizes`: a dense tensor of int64 with one dimension, on the CPU.
+  bool look_at_numbers(PyObject* object, const int64_t** numbers, int64_t* count) const {
+    dlpack::Tensor t;
+    if (!knows(object) || from_python_(object, &t) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    if (t.device_type != dlpack::kCpu || t.code != dlpack::kInt || t.bits != 64 || t.lanes != 1 || t.ndim != 1 ||
+        !t.data || (t.strides && t.shape[0] > 1 && t.strides[0] != 1) || negated(object))
+      return false;
+    *numbers = reinterpret_cast<const int64_t*>(static_cast<const char*>(t.data) + t.byte_offset);
+    *count = t.shape[0];
+    return true;
   }
 
  private:
+  // Copies the shape. Returns the number of elements, or -1 if they are not dense.
+  static int64_t read_shape(const dlpack::Tensor& t, int64_t* shape) {
+    int64_t count = 1;
+    bool dense = true;
+    for (int i = t.ndim - 1; i >= 0; --i) {
+      dense &= t.shape[i] == 1 || !t.strides || t.strides[i] == count;
+      count *= t.shape[i];
+      shape[i] = t.shape[i];
+    }
+    return dense || count == 0 ? count : -1;
+  }
+
+  bool negated(PyObject* object) const {
+    PyObject* answer = PyObject_CallOneArg(is_neg_, object);
+    if (!answer) PyErr_Clear();
+    Py_XDECREF(answer);
+    return answer != Py_False;
+  }
+
   int (*from_python_)(void*, dlpack::Tensor*) = nullptr;
   PyTypeObject *tensor_ = nullptr, *parameter_ = nullptr;
   PyObject* is_neg_ = nullptr;

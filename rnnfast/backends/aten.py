@@ -2,74 +2,69 @@
 
 torch's backward needs tensors that torch's forward saved, which the contract does not pass on. The backward
 here is therefore that of eager. Wherever torch can differentiate its own call, which is everywhere but in
-captured graphs, `rnnfast.functional` calls `torch_step` and `torch_sequence` instead.
+captured graphs, `rnnfast.functional` calls `torch_call` instead.
 """
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
+from ..call import Call, Network
 from ..context import tracing
-from .base import Problem
+from .base import Layer, Problem
 from .eager import EagerBackend
 
 
-def torch_step(
-    x: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-    nonlinearity: str,
-) -> Tensor:
-    """One step in torch's own operator, differentiable by torch."""
-    cell = torch.rnn_tanh_cell if nonlinearity == "tanh" else torch.rnn_relu_cell
-    return cell(x, h, weight_ih, weight_hh, bias_ih, bias_hh)
+def torch_call(
+    network: Network, x: Any, h0: Any, weights: tuple[Any, ...], batch_sizes: Optional[Tensor] = None
+) -> tuple[Tensor, ...]:
+    """A call in torch's own operators, differentiable by torch; arguments as in `call.Call`, of any kind.
 
-
-def torch_sequence(
-    x: Tensor,  # [T, B, I], or [R, I] with batch_sizes
-    h0: Tensor,  # [B, H] or, as torch has it, [1, B, H]
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional[Tensor],
-    bias_hh: Optional[Tensor],
-    nonlinearity: str,
-    batch_sizes: Optional[Tensor],
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:  # out, h_n like h0
-    """One layer in torch's own operator, differentiable by torch.
+    Returns:
+        ``(out,)`` of a step, else ``(out, h_n)``.
 
     torch offers the reverse direction only as half of a bidirectional layer, so the rows of each sequence are
     reversed before the call and after it.
     """
-    if isinstance(h0, Tensor) and h0.dim() < 3:
-        walk = (nonlinearity, batch_sizes, reverse)
-        out, h_n = torch_sequence(x, torch.unsqueeze(h0, 0), weight_ih, weight_hh, bias_ih, bias_hh, *walk)
-        return out, h_n.squeeze(0)
-    layer = torch.rnn_tanh if nonlinearity == "tanh" else torch.rnn_relu
-    weights = [weight_ih, weight_hh]
-    has_biases = bias_ih is not None or bias_hh is not None
-    if bias_ih is not None and bias_hh is not None:
-        weights += [bias_ih, bias_hh]
-    elif has_biases:
-        zeros = weight_hh.new_zeros(weight_hh.shape[0])
-        weights += [zeros if bias is None else bias for bias in (bias_ih, bias_hh)]
+    tanh = network.nonlinearity == "tanh"
+    if network.step:
+        cell = torch.rnn_tanh_cell if tanh else torch.rnn_relu_cell
+        unbatched = network.module and x.dim() == 1
+        if unbatched:
+            x, h0 = x.unsqueeze(0), None if h0 is None else h0.unsqueeze(0)
+        if h0 is None:
+            h0 = x.new_zeros(x.shape[0], weights[1].shape[0])
+        out = cell(x, h0, *weights, *(() if network.biases else (None, None)))
+        return (out.squeeze(0) if unbatched else out,)
+    if batch_sizes is None and network.module and x.dim() == 2:
+        h0 = None if h0 is None else h0.unsqueeze(1)
+        batched = network._replace(batch_first=False)
+        out, h_n = torch_call(batched, x.unsqueeze(1), h0, weights)
+        return out.squeeze(1), h_n.squeeze(1)
+    stacked = network.module or (isinstance(h0, Tensor) and h0.dim() > 2)
+    if h0 is None and network.module:
+        batch = int(batch_sizes[0]) if batch_sizes is not None else x.shape[0 if network.batch_first else 1]
+        h0 = x.new_zeros(network.layers * len(network.reverse), batch, weights[1].shape[0])
+    layer = torch.rnn_tanh if tanh else torch.rnn_relu
     # cuDNN differentiates only what was computed in training mode; without dropout that changes nothing else.
     training = torch.is_grad_enabled() or tracing()  # a trace may later be differentiated
-    rest = (h0, weights, has_biases, 1, 0.0, training, False)
+    rest = (network.biases, network.layers, 0.0, training, len(network.reverse) == 2)
+    states = h0 if stacked else torch.unsqueeze(h0, 0)
+    back = network.reverse == (True,)
     if batch_sizes is None:
-        out, h_n = layer(torch.flip(x, (0,)) if reverse else x, *rest, False)
-        return (out.flip(0) if reverse else out), h_n
-    if not reverse:
-        return layer(x, batch_sizes, *rest)
-    turn = _reversed_rows(batch_sizes, h0.shape[1]).to(x.device)
-    out, h_n = layer(x.index_select(0, turn), batch_sizes, *rest)
-    return out.index_select(0, turn), h_n
+        rows = torch.flip(x, (0,)) if back else x
+        out, h_n = layer(rows, states, weights, *rest, network.batch_first)
+        out = out.flip(0) if back else out
+    elif not back:
+        out, h_n = layer(x, batch_sizes, states, weights, *rest)
+    else:
+        turn = _reversed_rows(batch_sizes, states.shape[1]).to(x.device)
+        out, h_n = layer(x.index_select(0, turn), batch_sizes, states, weights, *rest)
+        out = out.index_select(0, turn)
+    return out, h_n if stacked else h_n.squeeze(0)
 
 
 def _reversed_rows(batch_sizes: Tensor, batch: int) -> Tensor:
@@ -93,34 +88,25 @@ class AtenBackend(EagerBackend):
     def refuses(self, problem: Problem) -> Optional[str]:
         return None
 
-    def step_forward(
-        self,
-        x: Tensor,
-        h: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias_ih: Optional[Tensor],
-        bias_hh: Optional[Tensor],
-        nonlinearity: str,
-    ) -> Tensor:
-        return torch_step(x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+    def forward(self, call: Call) -> tuple[Tensor, ...]:
+        if call.network.layers == 1:
+            return torch_call(call.network, call.x, call.h0, call.weights, call.batch_sizes)
+        return super().forward(call)  # torch's operator doesn't return what lies between layers
 
-    def sequence_forward(
-        self,
-        x: Tensor,
-        h0: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias_ih: Optional[Tensor],
-        bias_hh: Optional[Tensor],
-        nonlinearity: str,
-        batch_sizes: Optional[Tensor],
-        reverse: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def step_forward(self, layer: Layer) -> Tensor:
+        return torch_call(
+            Network(layer.nonlinearity, biases=layer.bias_ih is not None, step=True), *_of(layer)
+        )[0]
+
+    def layer_forward(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        network = Network(layer.nonlinearity, reverse=(layer.reverse,), biases=layer.bias_ih is not None)
+        x, h0, weights = _of(layer)
         batch = h0.shape[0]
         steps = x.shape[0] // batch if batch else 1
-        rows = x if batch_sizes is not None else x.view(steps, batch, x.shape[1])
-        out, h_n = torch_sequence(
-            rows, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, batch_sizes, reverse
-        )
+        rows = x if layer.batch_sizes is not None else x.view(steps, batch, x.shape[1])
+        out, h_n = torch_call(network, rows, h0, weights, layer.batch_sizes)
         return out.reshape(x.shape[0], out.shape[-1]), h_n
+
+
+def _of(layer: Layer) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    return layer.x, layer.h0, tuple(weight for weight in layer[2:6] if weight is not None)

@@ -1,25 +1,27 @@
 """The contract that every backend fulfils.
 
-A backend computes one layer in one direction (`sequence_*`) or one time step (`step_*`) on plain
-tensors. It knows nothing of autograd, modules or argument checking: the layers above hand it tensors
-of one dtype on one device, contiguous, with consistent shapes.
+A backend runs a `Call`: a stack of layers, each in one or two directions, or a single step. Its tensors have
+one dtype and device, are contiguous, and have shapes that fit. A backend knows nothing of autograd, modules
+or the checking of arguments. One that knows only layers supplies `layer_*` and `step_*`, of which the base
+class makes stacks.
 
-The only thing saved for backward is the output, because both activations can be differentiated from
-it: tanh' = 1 - h^2 and relu' = [h > 0]. Of the other tensors a backward pass may read what the gradients
-asked for need and no more: x for dW_ih, h0 for dW_hh, W_ih for dx, W_hh for dh0 and in every sequence. The
-others have the right shape, but no memory behind it.
-
-Notation: T steps, B sequences, I inputs, H hidden units, R rows. Rows are time-major: a dense batch has
-R = T * B rows, a packed one has R = sum(batch_sizes), batch_sizes being non-increasing. With
-`reverse=True` the same rows are walked from the last step to the first.
+The only thing saved for backward are outputs, those of all layers, because both activations can be
+differentiated from them: tanh' = 1 - h^2 and relu' = [h > 0]. Of the other tensors a backward pass may read
+what the wanted gradients need and no more (`read_by`). The others are None in a call; a layer has in their
+place something of the right shape, but without memory behind it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from functools import lru_cache
+from typing import Any, NamedTuple, Optional
 
+import torch
 from torch import Tensor
+
+from ..call import Call, Network
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,28 @@ class Problem:
     batch: int  # B
     steps: int  # T (1 for a step)
     packed: bool = False
+    layers: int = 1  # L
+    directions: int = 1  # D
     grad: bool = False  # whether a backward pass will follow
     deterministic: bool = False  # torch.are_deterministic_algorithms_enabled()
+    tf32: bool = False  # whether float32 products on CUDA may round to TF32, see `precision`
 
 
-# Grads and Needs are named tuples: one of each is made in every backward pass, and a frozen dataclass takes
-# three times as long.
+# Tuples: one of each is made in every backward pass, and a frozen dataclass takes three times as long.
+class Layer(NamedTuple):
+    """One layer in one direction."""
+
+    x: Tensor  # [R, I], or [R, D * H] of the layer before
+    h0: Tensor  # [B, H]
+    weight_ih: Tensor  # [H, I]
+    weight_hh: Tensor  # [H, H]
+    bias_ih: Optional[Tensor]  # [H]
+    bias_hh: Optional[Tensor]  # [H]
+    nonlinearity: str = "tanh"  # "tanh" or "relu"
+    batch_sizes: Optional[Tensor] = None  # [T] int64 on the CPU; None for a dense batch (T = R / B)
+    reverse: bool = False
+
+
 class Grads(NamedTuple):
     """Gradients of one layer, None for those that are not needed.
 
@@ -54,13 +72,57 @@ class Grads(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Which gradients to compute; the fields are those of `Grads`."""
+    """Which gradients of a layer to compute; the fields are those of `Grads`."""
 
     x: bool = True
     h0: bool = True
     weight_ih: bool = True
     weight_hh: bool = True
     bias: bool = True
+
+
+class Outputs(NamedTuple):
+    """What a backward pass has beside a call: outputs of the forward pass, and their gradients.
+
+    A gradient of None stands for zeros. That of `hidden` is there in a double backward pass alone.
+    """
+
+    out: Tensor  # like x but for its last dimension, D * H
+    hidden: Optional[Tensor]  # [L - 1, R, D * H]: the outputs of all layers but the last; None of one layer
+    grad_out: Optional[Tensor]  # like out
+    grad_hn: Optional[Tensor]  # like h0
+    grad_hidden: Optional[Tensor] = None  # like hidden
+
+
+@lru_cache(maxsize=256)
+def lowest_layer(network: Network, needs: tuple[bool, ...]) -> int:
+    """The lowest layer that a backward pass has to walk; L if there is none."""
+    if needs[0] or needs[1]:
+        return 0
+    each = len(network.reverse) * network.per
+    wanted = [any(needs[2 + i * each : 2 + (i + 1) * each]) for i in range(network.layers)]
+    return wanted.index(True) if True in wanted else network.layers
+
+
+@lru_cache(maxsize=256)
+def read_by(network: Network, needs: tuple[bool, ...], recurrent: bool) -> tuple[bool, ...]:
+    """Which of x, h0 and the weights a backward pass reads.
+
+    dx of a layer reads its W_ih, dW_ih its input, dW_hh h0, and dh0 W_hh, as does every walk of more than one
+    step (`recurrent`). Outputs are always read. What torch's operators save differs in nothing but outputs.
+    """
+    lowest, directions, per = lowest_layer(network, needs), len(network.reverse), network.per
+    weights = needs[2:]
+    x = any(weights[: directions * per : per])
+    h0 = any(weights[1::per])
+    read = [x, h0]
+    for i in range(len(weights)):
+        layer, part = i // per // directions, i % per
+        if part == 0:
+            read.append(layer > lowest or (layer == 0 and needs[0]))
+        else:
+            read.append(part == 1 and layer >= lowest and (recurrent or needs[1]))
+    return tuple(read)
 
 
 class Backend:
@@ -84,57 +146,163 @@ class Backend:
         """Whether this machine's device is of the kind that `dispatch.FASTER` was measured on."""
         return True
 
-    def step_forward(
+    def forward(self, call: Call) -> tuple[Tensor, ...]:
+        """Computes a call.
+
+        Returns:
+            ``(out,)`` of a step, else ``(out, h_n)`` and, of several layers, ``hidden``; see `Outputs`. h_n
+            is like h0.
+        """
+        return tuple(result.data for result in self.walk_layers(call))  # autograd takes no views
+
+    def walk_layers(self, call: Call) -> tuple[Tensor, ...]:
+        """`forward`, in operators that torch can differentiate if `layer_forward` is."""
+        network = call.network
+        states, shape = _states(call, call.x), (*call.x.shape[:-1], len(network.reverse) * call.hidden_size)
+        rows = call.x.reshape(call.rows, call.input_size)
+        if network.step:
+            return (self.step_forward(_layer(call, 0, rows, states)).reshape(shape),)
+        outputs: list[Tensor] = []
+        last: list[Tensor] = []
+        for first in range(0, len(states), len(network.reverse)):
+            walks = [
+                self.layer_forward(_layer(call, first + d, rows, states)) for d in range(len(network.reverse))
+            ]
+            rows = walks[0][0] if len(walks) == 1 else torch.cat([out for out, _ in walks], dim=-1)
+            outputs.append(rows)
+            last += [h_n for _, h_n in walks]
+        h_n = last[0] if len(last) == 1 else torch.stack(last)
+        results = rows.reshape(shape), h_n.reshape(_state_shape(call, call.x))
+        return results if network.layers == 1 else (*results, torch.stack(outputs[:-1]))
+
+    def backward(self, call: Call, outputs: Outputs, needs: tuple[bool, ...]) -> tuple[Optional[Tensor], ...]:
+        """Computes the gradients of x, h0 and each weight, where `needs` says so; else they are None."""
+        network, directions = call.network, len(call.network.reverse)
+        per, count, hidden_size = network.per, network.layers * directions, call.hidden_size
+        top = outputs.out.reshape(call.rows, directions * hidden_size)
+        outs = [top] if outputs.hidden is None else [*outputs.hidden, top]
+        x = _filled(call.x, outputs.out, (*outputs.out.shape[:-1], call.input_size))
+        ins = [x.reshape(call.rows, call.input_size), *outs[:-1]]
+        states = _states(call, outputs.out)
+        grads_hn: Sequence[Optional[Tensor]] = [None] * count
+        if outputs.grad_hn is not None:
+            grads_hn = _each(outputs.grad_hn, call)
+        dstates: list[Optional[Tensor]] = [None] * count
+        dweights: list[Optional[Tensor]] = [None] * len(call.weights)
+        grad = None if outputs.grad_out is None else outputs.grad_out.reshape(outs[-1].shape)
+        lowest = lowest_layer(network, needs)
+        for layer in reversed(range(lowest, network.layers)):
+            dx: Optional[Tensor] = None
+            for d in range(directions):
+                i = layer * directions + d
+                flags = needs[2 + i * per : 2 + (i + 1) * per]
+                needs_x = needs[0] if layer == 0 else layer > lowest
+                wanted = Needs(needs_x, needs[1], flags[0], flags[1], any(flags[2:]))
+                given = _layer(call, i, ins[layer], states)
+                given = given._replace(
+                    weight_ih=_filled(given.weight_ih, outs[0], (hidden_size, ins[layer].shape[1])),
+                    weight_hh=_filled(given.weight_hh, outs[0], (hidden_size, hidden_size)),
+                )
+                out, coming = _half(outs[layer], d, directions), _half(grad, d, directions)
+                if network.step:
+                    found = self.step_backward(given, out, coming, wanted)
+                else:
+                    found = self.layer_backward(given, out, coming, grads_hn[i], wanted)
+                dstates[i] = found.h0
+                if found.x is not None:
+                    dx = found.x if dx is None else dx + found.x
+                dweights[i * per : (i + 1) * per] = _of_weights(found, flags)
+            grad = dx
+            if layer > 0 and outputs.grad_hidden is not None:
+                below = outputs.grad_hidden[layer - 1]
+                grad = below if grad is None else grad + below
+        dh0 = None
+        if needs[1]:
+            found_states = [state for state in dstates if state is not None]
+            dh0 = found_states[0] if count == 1 else torch.stack(found_states)
+            dh0 = dh0.reshape(_state_shape(call, outputs.out))
+        return None if not needs[0] or grad is None else grad.reshape(x.shape), dh0, *dweights
+
+    def layer_forward(self, layer: Layer) -> tuple[Tensor, Tensor]:  # out [R, H], h_n [B, H]
+        raise NotImplementedError
+
+    def layer_backward(
         self,
-        x: Tensor,  # [B, I]
-        h: Tensor,  # [B, H]
-        weight_ih: Tensor,  # [H, I]
-        weight_hh: Tensor,  # [H, H]
-        bias_ih: Optional[Tensor],  # [H]
-        bias_hh: Optional[Tensor],  # [H]
-        nonlinearity: str,  # "tanh" or "relu"
-    ) -> Tensor:  # [B, H]
+        layer: Layer,
+        out: Tensor,  # [R, H], what layer_forward returned
+        grad_out: Optional[Tensor],  # [R, H]; None stands for zeros
+        grad_hn: Optional[Tensor],  # [B, H]; None stands for zeros
+        needs: Needs,
+    ) -> Grads:
+        raise NotImplementedError
+
+    def step_forward(self, layer: Layer) -> Tensor:  # [B, H]
+        """One step, of x [B, I]."""
         raise NotImplementedError
 
     def step_backward(
         self,
-        grad: Tensor,  # [B, H]
-        x: Tensor,  # [B, I]
-        h: Tensor,  # [B, H]
-        weight_ih: Tensor,  # [H, I]
-        weight_hh: Tensor,  # [H, H]
+        layer: Layer,
         out: Tensor,  # [B, H], what step_forward returned
-        nonlinearity: str,
+        grad: Optional[Tensor],  # [B, H]; None stands for zeros
         needs: Needs,
     ) -> Grads:
         raise NotImplementedError
 
-    def sequence_forward(
-        self,
-        x: Tensor,  # [R, I]
-        h0: Tensor,  # [B, H]
-        weight_ih: Tensor,  # [H, I]
-        weight_hh: Tensor,  # [H, H]
-        bias_ih: Optional[Tensor],  # [H]
-        bias_hh: Optional[Tensor],  # [H]
-        nonlinearity: str,
-        batch_sizes: Optional[Tensor],  # [T] int64 on the CPU; None for a dense batch (T = R / B)
-        reverse: bool,
-    ) -> tuple[Tensor, Tensor]:  # out [R, H], h_n [B, H]
-        raise NotImplementedError
 
-    def sequence_backward(
-        self,
-        grad_out: Optional[Tensor],  # [R, H]; None stands for zeros
-        grad_hn: Optional[Tensor],  # [B, H]; None stands for zeros
-        x: Tensor,  # [R, I]
-        h0: Tensor,  # [B, H]
-        weight_ih: Tensor,  # [H, I]
-        weight_hh: Tensor,  # [H, H]
-        out: Tensor,  # [R, H], what sequence_forward returned
-        nonlinearity: str,
-        batch_sizes: Optional[Tensor],  # [T] int64 on the CPU, or None
-        reverse: bool,
-        needs: Needs,
-    ) -> Grads:
-        raise NotImplementedError
+def _state_shape(call: Call, like: Tensor) -> tuple[int, ...]:
+    """That of h0 and h_n; `like` has as many dimensions as x."""
+    network = call.network
+    batch = () if call.batch_sizes is None and like.dim() == (1 if network.step else 2) else (call.batch,)
+    if network.step or not network.module:
+        return (*batch, call.hidden_size)
+    return network.layers * len(network.reverse), *batch, call.hidden_size
+
+
+def _each(states: Tensor, call: Call) -> Sequence[Any]:
+    """The states of each layer and direction, [B, H]."""
+    count = call.network.layers * len(call.network.reverse)
+    if count == 1:
+        return (states.reshape(call.batch, call.hidden_size),)
+    return states.reshape(count, call.batch, call.hidden_size).unbind(0)
+
+
+def _states(call: Call, like: Tensor) -> Sequence[Any]:
+    if call.h0 is not None:
+        return _each(call.h0, call)
+    zeros = like.new_zeros(call.batch, call.hidden_size)
+    return (zeros,) * (call.network.layers * len(call.network.reverse))
+
+
+def _layer(call: Call, i: int, x: Any, states: Sequence[Any]) -> Layer:
+    """Layer and direction `i` of a call, with its input, [R, I]."""
+    network = call.network
+    weights = call.weights[i * network.per : (i + 1) * network.per]
+    weight_ih, weight_hh, bias_ih, bias_hh = weights if network.biases else (*weights, None, None)
+    walk = network.nonlinearity, call.batch_sizes, network.reverse[i % len(network.reverse)]
+    return Layer(x, states[i], weight_ih, weight_hh, bias_ih, bias_hh, *walk)
+
+
+def _filled(tensor: Optional[Tensor], like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`tensor` or, if it is None, something of that shape without memory."""
+    return like.new_empty(()).expand(shape) if tensor is None else tensor
+
+
+def _half(rows: Any, direction: int, directions: int) -> Any:
+    """The columns of one direction."""
+    if rows is None or directions == 1:
+        return rows
+    width = rows.shape[1] // directions
+    return rows[:, direction * width : (direction + 1) * width].contiguous()
+
+
+def _of_weights(grads: Grads, needs: Sequence[bool]) -> list[Optional[Tensor]]:
+    """One gradient for each weight of a layer.
+
+    The biases' gradients are equal, but must not share memory: a caller may write to one of them.
+    """
+    weights = [grads.weight_ih, grads.weight_hh]
+    if len(needs) == 2 or grads.bias is None:
+        return weights + [None] * (len(needs) - 2)
+    second = grads.bias.clone() if needs[2] and needs[3] else grads.bias
+    return [*weights, grads.bias if needs[2] else None, second if needs[3] else None]

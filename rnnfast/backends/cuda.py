@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.cuda import current_device
 
-from .base import Grads, Needs, Problem
+from ..native import DTYPES as native_dtypes
+from .base import Grads, Layer, Needs, Problem
 from .precision import products_as_cudnn, tf32, unrecorded
 from .recurrence import RecurrenceBackend, Walk
 
@@ -37,7 +38,7 @@ try:
 except ImportError as error:
     MISSING = f"the CUDA extension is not built ({error}); install rnnfast where there is nvcc"
 
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+DTYPES = {dtype: number for number, dtype in enumerate(native_dtypes)}  # as csrc/recurrence.h numbers them
 ACTIVATIONS = {"tanh": 0, "relu": 1}
 # Compute capabilities, 10 * major + minor.
 OLDEST = 80  # mma of bfloat16, cp.async
@@ -75,7 +76,7 @@ class CudaBackend(RecurrenceBackend):
         if dtype not in DTYPES:
             return f"dtype {problem.dtype} is not one of float64, float32, bfloat16, float16"
         if problem.kind == "sequence":
-            number, rounded = DTYPES[dtype], _tf32(dtype)
+            number, rounded = DTYPES[dtype], dtype is torch.float32 and problem.tf32
             limit = max(native.resident_limit(number), native.grid_limit(number, rounded))
             if limit == 0:
                 return f"there is no kernel for sequences of {problem.dtype}, only for steps"
@@ -86,39 +87,18 @@ class CudaBackend(RecurrenceBackend):
                 )
         return None
 
-    def step_forward(
-        self,
-        x: Tensor,
-        h: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias_ih: Optional[Tensor],
-        bias_hh: Optional[Tensor],
-        nonlinearity: str,
-    ) -> Tensor:
-        out = torch.empty_like(h)
-        sizes = (h.shape[0], x.shape[1], h.shape[1])
-        tensors = (x, h, weight_ih, weight_hh, bias_ih, bias_hh, out)
-        self._launch("step", h, nonlinearity, dict(zip("BIH", sizes, strict=True)), sizes, tensors)
+    def step_forward(self, layer: Layer) -> Tensor:
+        out = torch.empty_like(layer.h0)
+        self._launch_step("step", layer, (*layer[:6], out))
         return out
 
-    def step_backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        h: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        out: Tensor,
-        nonlinearity: str,
-        needs: Needs,
-    ) -> Grads:
+    def step_backward(self, layer: Layer, out: Tensor, grad: Optional[Tensor], needs: Needs) -> Grads:
+        x, h = layer.x, layer.h0
+        grad = torch.zeros_like(out) if grad is None else grad
         dpre = torch.empty_like(out)
-        dx = torch.empty_like(x) if needs.x else None
-        dh = torch.empty_like(h) if needs.h0 else None
-        sizes = (h.shape[0], x.shape[1], h.shape[1])
-        tensors = (grad, out, weight_ih, weight_hh, dpre, dx, dh)
-        self._launch("step_backward", h, nonlinearity, dict(zip("BIH", sizes, strict=True)), sizes, tensors)
+        dx = out.new_empty(x.shape) if needs.x else None
+        dh = out.new_empty(h.shape) if needs.h0 else None
+        self._launch_step("step_backward", layer, (grad, out, layer.weight_ih, layer.weight_hh, dpre, dx, dh))
         # The sums over the batch are plain products, which torch computes.
         with unrecorded(), products_as_cudnn(x.dtype):
             columns = dpre.t()
@@ -129,6 +109,10 @@ class CudaBackend(RecurrenceBackend):
                 weight_hh=columns @ h if needs.weight_hh else None,
                 bias=dpre.sum(0) if needs.bias else None,
             )
+
+    def _launch_step(self, kernel: str, layer: Layer, tensors: tuple[Optional[Tensor], ...]) -> None:
+        sizes = {"B": layer.h0.shape[0], "I": layer.x.shape[1], "H": layer.h0.shape[1]}
+        self._launch(kernel, layer.h0, layer.nonlinearity, sizes, tuple(sizes.values()), tensors)
 
     def recurrence_forward(
         self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, walk: Walk

@@ -2,7 +2,7 @@
 
 Both directions are built from differentiable operators and neither writes in place, so the same code
 also serves as the composite that higher derivatives, `torch.func` transforms and forward-mode AD go
-through (see `rnnfast.functional`).
+through (see `rnnfast.derivative`).
 
 The walk keeps a state of all B sequences. A step with n rows replaces the first n states and no others.
 Sequences that have ended keep their last state, and those that have not begun (reverse direction) keep
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .base import Backend, Grads, Needs, Problem
+from ..native import DTYPES
+from .base import Backend, Grads, Layer, Needs, Problem
 
-DTYPES = frozenset({"float64", "float32", "bfloat16", "float16"})
+NAMES = frozenset(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 
 
 class EagerBackend(Backend):
@@ -30,49 +31,22 @@ class EagerBackend(Backend):
         return None
 
     def refuses(self, problem: Problem) -> Optional[str]:
-        if problem.dtype not in DTYPES:
-            return f"dtype {problem.dtype} is not one of {', '.join(sorted(DTYPES))}"
+        if problem.dtype not in NAMES:
+            return f"dtype {problem.dtype} is not one of {', '.join(sorted(NAMES))}"
         return None
 
-    def step_forward(
-        self,
-        x: Tensor,
-        h: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias_ih: Optional[Tensor],
-        bias_hh: Optional[Tensor],
-        nonlinearity: str,
-    ) -> Tensor:
+    def step_forward(self, layer: Layer) -> Tensor:
+        x, h, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, *_ = layer
         return _activate(linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh), nonlinearity)
 
-    def step_backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        h: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        out: Tensor,
-        nonlinearity: str,
-        needs: Needs,
-    ) -> Grads:
-        dpre = _activation_backward(grad, out, nonlinearity)
-        dh = dpre @ weight_hh if needs.h0 else None
-        return _collect(dpre, x, h, weight_ih, dh, needs)
+    def step_backward(self, layer: Layer, out: Tensor, grad: Optional[Tensor], needs: Needs) -> Grads:
+        grad = torch.zeros_like(out) if grad is None else grad
+        dpre = _activation_backward(grad, out, layer.nonlinearity)
+        dh = dpre @ layer.weight_hh if needs.h0 else None
+        return _collect(dpre, layer, layer.h0, dh, needs)
 
-    def sequence_forward(
-        self,
-        x: Tensor,
-        h0: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias_ih: Optional[Tensor],
-        bias_hh: Optional[Tensor],
-        nonlinearity: str,
-        batch_sizes: Optional[Tensor],
-        reverse: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def layer_forward(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        x, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, batch_sizes, reverse = layer
         sizes = _row_counts(x, h0, batch_sizes)
         pre = linear(x, weight_ih, bias_ih).split(sizes)
         out: list[Tensor] = [h0] * len(sizes)
@@ -82,32 +56,27 @@ class EagerBackend(Backend):
             state = _replace(state, out[t])
         return torch.cat(out), state
 
-    def sequence_backward(
+    def layer_backward(
         self,
+        layer: Layer,
+        out: Tensor,
         grad_out: Optional[Tensor],
         grad_hn: Optional[Tensor],
-        x: Tensor,
-        h0: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        out: Tensor,
-        nonlinearity: str,
-        batch_sizes: Optional[Tensor],
-        reverse: bool,
         needs: Needs,
     ) -> Grads:
-        sizes = _row_counts(x, h0, batch_sizes)
+        h0 = layer.h0
+        sizes = _row_counts(layer.x, h0, layer.batch_sizes)
         outs = out.split(sizes)
         grads = grad_out.split(sizes) if grad_out is not None else None
-        order = _walk(len(sizes), reverse)
+        order = _walk(len(sizes), layer.reverse)
 
         # dpre_t = (dout_t + dpre_{t+1} W_hh) * act'(h_t), walking back; `carry` is the state's gradient.
         carry = grad_hn if grad_hn is not None else torch.zeros_like(h0)
         dpres: list[Tensor] = [h0] * len(sizes)
         for t in reversed(order):
             dh = carry[: sizes[t]] if grads is None else grads[t] + carry[: sizes[t]]
-            dpres[t] = _activation_backward(dh, outs[t], nonlinearity)
-            carry = _replace(carry, dpres[t] @ weight_hh)
+            dpres[t] = _activation_backward(dh, outs[t], layer.nonlinearity)
+            carry = _replace(carry, dpres[t] @ layer.weight_hh)
         dpre = torch.cat(dpres)
 
         before: list[Tensor] = [h0] * len(sizes)  # the state that each step started from
@@ -116,18 +85,15 @@ class EagerBackend(Backend):
             for t in order:
                 before[t] = state[: sizes[t]]
                 state = _replace(state, outs[t])
-        h_prev = torch.cat(before) if needs.weight_hh else h0
-        return _collect(dpre, x, h_prev, weight_ih, carry, needs)
+        return _collect(dpre, layer, torch.cat(before) if needs.weight_hh else h0, carry, needs)
 
 
-def _collect(
-    dpre: Tensor, x: Tensor, h_prev: Tensor, weight_ih: Tensor, dh0: Optional[Tensor], needs: Needs
-) -> Grads:
+def _collect(dpre: Tensor, layer: Layer, h_prev: Tensor, dh0: Optional[Tensor], needs: Needs) -> Grads:
     """The gradients that are not recurrent, from the gradient of the pre-activations [R, H]."""
     return Grads(
-        x=dpre @ weight_ih if needs.x else None,
+        x=dpre @ layer.weight_ih if needs.x else None,
         h0=dh0 if needs.h0 else None,
-        weight_ih=dpre.t() @ x if needs.weight_ih else None,
+        weight_ih=dpre.t() @ layer.x if needs.weight_ih else None,
         weight_hh=dpre.t() @ h_prev if needs.weight_hh else None,
         bias=dpre.sum(0) if needs.bias else None,
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, split_with_sizes
 from torch.nn.functional import linear
 
-from .base import Backend, Grads, Needs
+from .base import Backend, Grads, Layer, Needs
 from .precision import products_as_cudnn, unrecorded
 
 
@@ -53,45 +53,31 @@ class RecurrenceBackend(Backend):
         """``dpre_t = (grad_out_t + dpre_{t+1} @ W_hh) * act'(h_t)`` for all steps, walking back."""
         raise NotImplementedError
 
-    def sequence_forward(
-        self,
-        x: Tensor,
-        h0: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias_ih: Optional[Tensor],
-        bias_hh: Optional[Tensor],
-        nonlinearity: str,
-        batch_sizes: Optional[Tensor],
-        reverse: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def layer_forward(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        x, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, *_ = layer
         bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
         with unrecorded(), products_as_cudnn(x.dtype):
             pre = linear(x, weight_ih, bias)
         if pre.numel() == 0:
             return pre, h0.clone()
-        walk = _walk(x, h0, batch_sizes, reverse)
-        return self.recurrence_forward(pre, h0, weight_hh, nonlinearity, walk)
+        return self.recurrence_forward(pre, h0, weight_hh, nonlinearity, _walk(layer))
 
-    def sequence_backward(
+    def layer_backward(
         self,
+        layer: Layer,
+        out: Tensor,
         grad_out: Optional[Tensor],
         grad_hn: Optional[Tensor],
-        x: Tensor,
-        h0: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        out: Tensor,
-        nonlinearity: str,
-        batch_sizes: Optional[Tensor],
-        reverse: bool,
         needs: Needs,
     ) -> Grads:
-        walk = _walk(x, h0, batch_sizes, reverse)
+        x, h0, weight_ih, weight_hh, _, _, nonlinearity, *_ = layer
+        walk = _walk(layer)
         if out.numel() == 0:
             dpre, dh0 = torch.empty_like(out), torch.empty_like(h0)
         else:
-            dpre, dh0 = self.recurrence_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, walk)
+            dpre, dh0 = self.recurrence_backward(
+                grad_out, grad_hn, out, weight_hh.contiguous(), nonlinearity, walk
+            )
         with unrecorded(), products_as_cudnn(x.dtype):
             columns = dpre.t()
             return Grads(
@@ -103,12 +89,12 @@ class RecurrenceBackend(Backend):
             )
 
 
-def _walk(x: Tensor, h0: Tensor, batch_sizes: Optional[Tensor], reverse: bool) -> Walk:
-    batch = h0.shape[0]
+def _walk(layer: Layer) -> Walk:
+    batch, batch_sizes = layer.h0.shape[0], layer.batch_sizes
     if batch_sizes is None:
-        return Walk(x.shape[0] // max(1, batch), batch, None, None, reverse)
-    offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)).to(x.device, non_blocking=True)
-    return Walk(len(batch_sizes), batch, offsets, batch_sizes, reverse)
+        return Walk(layer.x.shape[0] // max(1, batch), batch, None, None, layer.reverse)
+    offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)).to(layer.x.device, non_blocking=True)
+    return Walk(len(batch_sizes), batch, offsets, batch_sizes, layer.reverse)
 
 
 def _weight_hh_gradient(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .base import Grads, Needs, Problem
+from .base import Grads, Layer, Needs, Problem
 from .precision import products_as_cudnn, tf32
 from .recurrence import RecurrenceBackend, Walk
 
@@ -55,42 +55,22 @@ class TritonBackend(RecurrenceBackend):
             return "Triton's interpreter multiplies bfloat16 wrongly"
         return None
 
-    def step_forward(
-        self,
-        x: Tensor,
-        h: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias_ih: Optional[Tensor],
-        bias_hh: Optional[Tensor],
-        nonlinearity: str,
-    ) -> Tensor:
+    def step_forward(self, layer: Layer) -> Tensor:
         from ..kernels import step
 
-        out = torch.empty_like(h)
+        out = torch.empty_like(layer.h0)
         if out.numel():
-            with _on(x):
-                step.step_forward(
-                    x, h, weight_ih, weight_hh, bias_ih, bias_hh, out, nonlinearity, _precision()
-                ).run()
+            with _on(out):
+                step.step_forward(*layer[:6], out, layer.nonlinearity, _precision()).run()
         return out
 
-    def step_backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        h: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        out: Tensor,
-        nonlinearity: str,
-        needs: Needs,
-    ) -> Grads:
+    def step_backward(self, layer: Layer, out: Tensor, grad: Optional[Tensor], needs: Needs) -> Grads:
         from ..kernels import step
 
+        x, h, weight_ih, weight_hh, *_ = layer
         (batch, inputs), hidden = x.shape, h.shape[1]
         # Without outputs nothing is launched, and the gradients are zero.
-        new = x.new_empty if h.numel() else x.new_zeros
+        new = out.new_empty if out.numel() else out.new_zeros
         grads = Grads(
             x=new((batch, inputs)) if needs.x else None,
             h0=new((batch, hidden)) if needs.h0 else None,
@@ -98,11 +78,11 @@ class TritonBackend(RecurrenceBackend):
             weight_hh=new((hidden, hidden)) if needs.weight_hh else None,
             bias=new((hidden,)) if needs.bias else None,
         )
-        if h.numel():
-            with _on(x):
-                for launch in step.step_backward(
-                    grad, x, h, weight_ih, weight_hh, out, nonlinearity, _precision(), grads
-                ):
+        if out.numel():
+            grad = torch.zeros_like(out) if grad is None else grad
+            tensors = (grad, x, h, weight_ih, weight_hh, out)
+            with _on(out):
+                for launch in step.step_backward(*tensors, layer.nonlinearity, _precision(), grads):
                     launch.run()
         return grads
 
