@@ -4,11 +4,13 @@
 // caller and guarantees shapes, dtypes and contiguity. The GIL is released while a kernel runs. Plain calls come
 // through plain.cpp instead.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <atomic>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -131,29 +133,84 @@ void use(const std::string& name) {
   throw std::invalid_argument("instruction set '" + name + "' cannot run on this machine; it can run " + known);
 }
 
-void step(int dtype, int activation, int64_t B, int64_t I, int64_t H, Address x, Address h, Address w_ih, Address w_hh,
-          Address b_ih, Address b_hh, Address out, int threads) {
-  check(active_kernels().step({DType(dtype), Activation(activation), B, I, H, pointer(x), pointer(h), pointer(w_ih),
-                               pointer(w_hh), pointer(b_ih), pointer(b_hh), pointer(out)},
-                              team(threads)));
+// A stack of one layer in one direction; its weights are in `weights`.
+Stack one_layer(int dtype, int activation, int64_t T, int64_t B, int64_t I, int64_t H, Address batch_sizes,
+                bool reverse, Address x, Address h0, const void* const (&weights)[4]) {
+  return {DType(dtype),
+          Activation(activation),
+          T,
+          B,
+          I,
+          H,
+          pointer<const int64_t>(batch_sizes),
+          1,
+          1,
+          reverse,
+          true,
+          pointer(x),
+          pointer(h0),
+          weights};
 }
 
 void sequence(int dtype, int activation, int64_t T, int64_t B, int64_t I, int64_t H, Address batch_sizes, bool reverse,
               bool stepwise, Address x, Address h0, Address w_ih, Address w_hh, Address b_ih, Address b_hh, Address out,
               Address h_n, int threads) {
-  check(active_kernels().sequence(
-      {DType(dtype), Activation(activation), make_walk(T, B, H, batch_sizes, reverse), I, stepwise, pointer(x),
-       pointer(h0), pointer(w_ih), pointer(w_hh), pointer(b_ih), pointer(b_hh), pointer(out), pointer(h_n)},
-      team(threads)));
+  const void* const weights[] = {pointer(w_ih), pointer(w_hh), pointer(b_ih), pointer(b_hh)};
+  check(active_kernels().stack({one_layer(dtype, activation, T, B, I, H, batch_sizes, reverse, x, h0, weights),
+                                stepwise, nullptr, pointer(out), pointer(h_n)},
+                               team(threads)));
+}
+
+void step(int dtype, int activation, int64_t B, int64_t I, int64_t H, Address x, Address h, Address w_ih, Address w_hh,
+          Address b_ih, Address b_hh, Address out, int threads) {
+  sequence(dtype, activation, 1, B, I, H, 0, false, true, x, h, w_ih, w_hh, b_ih, b_hh, out, 0, threads);
 }
 
 void sequence_backward(int dtype, int activation, int64_t T, int64_t B, int64_t I, int64_t H, Address batch_sizes,
                        bool reverse, Address dout, Address dh_n, Address x, Address h0, Address w_ih, Address w_hh,
                        Address out, Address dx, Address dh0, Address dw_ih, Address dw_hh, Address db, int threads) {
-  check(active_kernels().sequence_backward(
-      {DType(dtype), Activation(activation), make_walk(T, B, H, batch_sizes, reverse), I, pointer(dout), pointer(dh_n),
-       pointer(x), pointer(h0), pointer(w_ih), pointer(w_hh), pointer(out), pointer(dx), pointer(dh0), pointer(dw_ih),
-       pointer(dw_hh), pointer(db)},
+  const void* const weights[] = {pointer(w_ih), pointer(w_hh), nullptr, nullptr};
+  void* const dweights[] = {pointer(dw_ih), pointer(dw_hh), pointer(db), nullptr};
+  check(active_kernels().stack_backward(
+      {one_layer(dtype, activation, T, B, I, H, batch_sizes, reverse, x, h0, weights), nullptr, pointer(out),
+       pointer(dout), pointer(dh_n), pointer(dx), pointer(dh0), dweights},
+      team(threads)));
+}
+
+// Of a tuple (dtype, activation, T, B, I, H, batch_sizes, layers, directions, reverse, biases, x, h0).
+using StackTuple =
+    std::tuple<int, int, int64_t, int64_t, int64_t, int64_t, Address, int, int, bool, bool, Address, Address>;
+
+Stack make_stack(const StackTuple& of, const std::vector<Address>& weights) {
+  const auto [dtype, activation, T, B, I, H, batch_sizes, layers, directions, reverse, biases, x, h0] = of;
+  return {DType(dtype),
+          Activation(activation),
+          T,
+          B,
+          I,
+          H,
+          pointer<const int64_t>(batch_sizes),
+          layers,
+          directions,
+          reverse,
+          biases,
+          pointer(x),
+          pointer(h0),
+          reinterpret_cast<const void* const*>(weights.data())};
+}
+
+void stack(const StackTuple& of, const std::vector<Address>& weights, bool stepwise, Address hidden, Address out,
+           Address h_n, int threads) {
+  check(active_kernels().stack({make_stack(of, weights), stepwise, pointer(hidden), pointer(out), pointer(h_n)},
+                               team(threads)));
+}
+
+void stack_backward(const StackTuple& of, const std::vector<Address>& weights, Address hidden, Address out,
+                    Address dout, Address dh_n, Address dx, Address dh0, const std::vector<Address>& dweights,
+                    int threads) {
+  check(active_kernels().stack_backward(
+      {make_stack(of, weights), pointer(hidden), pointer(out), pointer(dout), pointer(dh_n), pointer(dx), pointer(dh0),
+       reinterpret_cast<void* const*>(dweights.data())},
       team(threads)));
 }
 
@@ -187,6 +244,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("step", &step, release());
   m.def("sequence", &sequence, release());
   m.def("sequence_backward", &sequence_backward, release());
+  m.def("stack", &stack, release());
+  m.def("stack_backward", &stack_backward, release());
   m.def("recurrence", &recurrence, release());
   m.def(
       "instruction_sets",

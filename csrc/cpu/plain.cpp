@@ -35,8 +35,6 @@ PyObject* cpu;         // torch.device("cpu")
 PyObject* dtypes[4];   // in the order of DType
 PyObject *kind_step, *kind_sequence, *requires_grad, *contiguous, *device;
 
-constexpr size_t kItemSize[] = {4, 8, 2, 2};
-
 // An owned reference.
 struct Drop {
   void operator()(PyObject* object) const { Py_DECREF(object); }
@@ -119,7 +117,6 @@ struct Layer {
   View x, h, w_ih, w_hh, b_ih, b_hh;
   int64_t T, B, I, H;
   bool is_step;
-  std::unique_ptr<void, void (*)(void*)> zeros{nullptr, &free};
 
   // x is [T, B, I] or, of a step, [B, I]; h is [B, H] or, stacked as a module has it, [1, B, H].
   bool fits(PyObject* x_object, PyObject* h_object, PyObject* w_ih_object, PyObject* w_hh_object) {
@@ -134,6 +131,11 @@ struct Layer {
       return true;
     }
     return viewer.look(h_object, &h) && h.goes_with(x) && (h.is(B, H) || (!is_step && h.is(1, B, H)));
+  }
+
+  // A stack of this layer alone; its weights are in `weights`.
+  Stack stack(DType dtype, Activation activation, bool reverse, const void* const (&weights)[4]) const {
+    return {dtype, activation, T, B, I, H, nullptr, 1, 1, reverse, true, x.data, h.data, weights};
   }
 
   bool like_out(const View& v) const { return is_step ? v.is(B, H) : v.is(T, B, H); }
@@ -167,14 +169,6 @@ struct Layer {
   bool has_sizes(PyObject* sizes) const {
     return PyTuple_CheckExact(sizes) && PyTuple_GET_SIZE(sizes) == 2 &&
            PyLong_AsLongLong(PyTuple_GET_ITEM(sizes, 0)) == I && PyLong_AsLongLong(PyTuple_GET_ITEM(sizes, 1)) == H;
-  }
-
-  // Makes a state of zeros where none was given; false if there is no memory for it.
-  bool has_state() {
-    if (h.data) return true;
-    zeros.reset(calloc(size_t(B * H), kItemSize[int(x.dtype)]));
-    h.data = static_cast<char*>(zeros.get());
-    return h.data != nullptr;
   }
 
   bool fits_bias(PyObject* object, View* bias) const {
@@ -220,13 +214,12 @@ PyObject* plain_step(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (!is_native(solver)) return not_native(std::move(solver));
   Owned result = l.h.data ? fresh_like(args[1], l.h, &out) : fresh(args[0], l.x, &out, l.B, l.H);
   if (!result) return not_plain();
-  if (!l.has_state()) return PyErr_NoMemory();
   const int threads = team(int(PyLong_AsLong(args[10])));
+  const void* const weights[] = {l.w_ih.data, l.w_hh.data, l.b_ih.data, l.b_hh.data};
   int failed;
   Py_BEGIN_ALLOW_THREADS;
-  failed = active_kernels().step({l.x.dtype, activation, l.B, l.I, l.H, l.x.data, l.h.data, l.w_ih.data, l.w_hh.data,
-                                  l.b_ih.data, l.b_hh.data, out.data},
-                                 threads);
+  failed = active_kernels().stack({l.stack(l.x.dtype, activation, false, weights), true, nullptr, out.data, nullptr},
+                                  threads);
   Py_END_ALLOW_THREADS;
   if (failed) return PyErr_NoMemory();
   return result.release();
@@ -250,25 +243,13 @@ PyObject* plain_sequence(PyObject*, PyObject* const* args, Py_ssize_t n) {
   Owned output = fresh(args[0], l.x, &out, l.T, l.B, l.H);
   Owned h_n = l.h.data ? fresh_like(args[1], l.h, &last) : fresh(args[0], l.x, &last, int64_t(1), l.B, l.H);
   if (!output || !h_n) return not_plain();
-  if (!l.has_state()) return PyErr_NoMemory();
   const bool stepwise = l.T <= PyLong_AsLongLong(args[12]);
   const int threads = team(int(PyLong_AsLong(args[13])));
+  const void* const weights[] = {l.w_ih.data, l.w_hh.data, l.b_ih.data, l.b_hh.data};
   int failed;
   Py_BEGIN_ALLOW_THREADS;
-  failed = active_kernels().sequence({l.x.dtype,
-                                      activation,
-                                      {l.T, l.B, l.H, nullptr, reverse},
-                                      l.I,
-                                      stepwise,
-                                      l.x.data,
-                                      l.h.data,
-                                      l.w_ih.data,
-                                      l.w_hh.data,
-                                      l.b_ih.data,
-                                      l.b_hh.data,
-                                      out.data,
-                                      last.data},
-                                     threads);
+  failed = active_kernels().stack(
+      {l.stack(l.x.dtype, activation, reverse, weights), stepwise, nullptr, out.data, last.data}, threads);
   Py_END_ALLOW_THREADS;
   if (failed) return PyErr_NoMemory();
   return PyTuple_Pack(2, output.get(), h_n.get());
@@ -333,30 +314,15 @@ PyObject* plain_backward(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (!grad) return not_plain();
     PyTuple_SetItem(grads.get(), i, grad.release());
   }
-  // The gradients of the biases are equal, but must not share memory: a caller may write to one of them.
-  char* const db = d[5].data ? d[5].data : d[6].data;
   const bool reverse = args[8] == Py_True;
   const int threads = team(int(PyLong_AsLong(args[12])));
+  const void* const weights[] = {l.w_ih.data, l.w_hh.data, nullptr, nullptr};
+  void* const dweights[] = {d[3].data, d[4].data, d[5].data, d[6].data};
   int failed;
   Py_BEGIN_ALLOW_THREADS;
-  failed = active_kernels().sequence_backward({out.dtype,
-                                               activation,
-                                               {l.T, l.B, l.H, nullptr, reverse},
-                                               l.I,
-                                               dout.data,
-                                               dh_n.data,
-                                               l.x.data,
-                                               l.h.data,
-                                               l.w_ih.data,
-                                               l.w_hh.data,
-                                               out.data,
-                                               d[1].data,
-                                               d[2].data,
-                                               d[3].data,
-                                               d[4].data,
-                                               db},
-                                              threads);
-  if (d[5].data && d[6].data) memcpy(d[6].data, db, size_t(l.H) * kItemSize[int(out.dtype)]);
+  failed = active_kernels().stack_backward({l.stack(out.dtype, activation, reverse, weights), nullptr, out.data,
+                                            dout.data, dh_n.data, d[1].data, d[2].data, dweights},
+                                           threads);
   Py_END_ALLOW_THREADS;
   if (failed) return PyErr_NoMemory();
   return grads.release();
