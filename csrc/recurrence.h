@@ -26,60 +26,46 @@ struct Walk {
 
 // ---- the contract ----------------------------------------------------------------------------------
 
-// One step: one accumulator over both products.
-struct StepArgs {
+// L layers in D directions, [l * D + d] in this order wherever both count. A layer reads the outputs of all directions
+// of the layer below, side by side: I inputs for the first, D * H for the others.
+struct Stack {
   DType dtype;
   Activation activation;
-  int64_t B, I, H;
-  const void* x;     // [B, I]
-  const void* h;     // [B, H]
-  const void* w_ih;  // [H, I]
-  const void* w_hh;  // [H, H]
-  const void* b_ih;  // [H], or null
-  const void* b_hh;  // [H], or null
-  void* out;         // [B, H]
+  int64_t T, B, I, H;
+  const int64_t* batch_sizes;  // [T], or null
+  int layers, directions;      // L, D: 1 or 2
+  bool reverse;                // of one direction alone. Of two, the second is reversed.
+  bool biases;                 // weights come in fours, else in twos
+  const void* x;               // [R, I]
+  const void* h0;              // [L * D, B, H], or null for zeros
+  const void* const* weights;  // for each [l, d]: w_ih [H, I or D * H], w_hh [H, H], b_ih [H], b_hh [H]
 };
 
-// A whole sequence. `stepwise` (dense batches only) runs it as fused steps, which read the weights in place instead of
-// packing them; the shortest sequences are faster that way.
-struct SequenceArgs {
-  DType dtype;
-  Activation activation;
-  Walk walk;
-  int64_t I;
+// `stepwise` (dense batches only) runs every layer as fused steps, which read the weights in place instead of packing
+// them; the shortest sequences are faster that way.
+struct StackArgs {
+  Stack stack;
   bool stepwise;
-  const void* x;     // [R, I]
-  const void* h0;    // [B, H]
-  const void* w_ih;  // [H, I]
-  const void* w_hh;  // [H, H]
-  const void* b_ih;  // [H], or null
-  const void* b_hh;  // [H], or null
-  void* out;         // [R, H]
-  void* h_n;         // [B, H]
+  void* hidden;  // [L - 1, R, D * H], the outputs of all layers but the last; null if there are none
+  void* out;     // [R, D * H], those of the last
+  void* h_n;     // [L * D, B, H], or null if it is not wanted
 };
 
-// The gradients of a sequence, and with T = 1 those of a step. A gradient whose pointer is null is not computed. What
-// only that gradient reads may be null, too: x for dw_ih, h0 for dw_hh, w_ih for dx, and with T = 1 w_hh for dh0.
-struct SequenceBackwardArgs {
-  DType dtype;
-  Activation activation;
-  Walk walk;
-  int64_t I;
-  const void* dout;  // [R, H], or null for zeros
-  const void* dh_n;  // [B, H], or null for zeros
-  const void* x;     // [R, I]
-  const void* h0;    // [B, H]
-  const void* w_ih;  // [H, I]
-  const void* w_hh;  // [H, H]
-  const void* out;   // [R, H]
-  void* dx;          // [R, I]
-  void* dh0;         // [B, H]
-  void* dw_ih;       // [H, I]
-  void* dw_hh;       // [H, H]
-  void* db;          // [H], the gradient of either bias
+// The gradients of a stack. One whose pointer is null is not computed, nor is a layer of which, and of those below,
+// nothing is wanted. What only such gradients read may be null, too: x for the first w_ih; a w_ih for dx and the
+// gradients of the layers below; with T = 1 a w_hh for dh0; the biases always.
+struct StackBackwardArgs {
+  Stack stack;
+  const void* hidden;     // [L - 1, R, D * H], or null if there are none
+  const void* out;        // [R, D * H]
+  const void* dout;       // [R, D * H], or null for zeros
+  const void* dh_n;       // [L * D, B, H], or null for zeros
+  void* dx;               // [R, I]
+  void* dh0;              // [L * D, B, H]
+  void* const* dweights;  // like weights. The gradients of both biases are equal; each has memory of its own.
 };
 
-// ---- the parts of a sequence -----------------------------------------------------------------------
+// ---- a part of a layer -----------------------------------------------------------------------------
 
 struct ForwardArgs {
   DType dtype;
@@ -91,24 +77,11 @@ struct ForwardArgs {
   void* h_n;         // [B, H]
 };
 
-// c = a b + bias0 + bias1, with b = w^T ([N, K] given) or b = w ([K, N] given).
-struct ProductArgs {
-  DType dtype;
-  int64_t R, N, K;
-  const void* a;  // [R, K]
-  const void* w;  // [N, K] if transposed, else [K, N]
-  bool transposed;
-  const void* bias0;  // [N], or null
-  const void* bias1;  // [N], or null
-  void* c;            // [R, N]
-};
-
 // The kernels of one instruction set.
 struct Kernels {
   const char* name;
-  int (*step)(const StepArgs&, int threads);
-  int (*sequence)(const SequenceArgs&, int threads);
-  int (*sequence_backward)(const SequenceBackwardArgs&, int threads);
+  int (*stack)(const StackArgs&, int threads);
+  int (*stack_backward)(const StackBackwardArgs&, int threads);
   int (*forward)(const ForwardArgs&, int threads);                       // the recurrence alone
   double (*fma_peak)(DType, int threads, double seconds);                // flop/s, of multiply-adds
   double (*read_bandwidth)(int64_t bytes, int threads, double seconds);  // bytes/s

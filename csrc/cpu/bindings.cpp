@@ -1,14 +1,16 @@
 // The Python module rnnfast._cpu: chooses an instruction set and passes pointers on to its kernels.
 //
-// Tensors arrive as addresses (tensor.data_ptr(), 0 for a null pointer) and sizes. rnnfast/backends/cpu.py is the only
-// caller and guarantees shapes, dtypes and contiguity. The GIL is released while a kernel runs. Plain calls come
-// through plain.cpp instead.
+// Calls come through call.cpp. To `recurrence`, for benchmarks, tensors arrive as addresses (tensor.data_ptr(), 0 for a
+// null pointer) and sizes; rnnfast/backends/cpu.py is its only caller and has checked them. The GIL is released while a
+// kernel runs.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <atomic>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -21,7 +23,7 @@
 
 #include "../recurrence.h"
 #include "active.h"
-#include "plain.h"
+#include "call.h"
 
 namespace py = pybind11;
 
@@ -131,32 +133,6 @@ void use(const std::string& name) {
   throw std::invalid_argument("instruction set '" + name + "' cannot run on this machine; it can run " + known);
 }
 
-void step(int dtype, int activation, int64_t B, int64_t I, int64_t H, Address x, Address h, Address w_ih, Address w_hh,
-          Address b_ih, Address b_hh, Address out, int threads) {
-  check(active_kernels().step({DType(dtype), Activation(activation), B, I, H, pointer(x), pointer(h), pointer(w_ih),
-                               pointer(w_hh), pointer(b_ih), pointer(b_hh), pointer(out)},
-                              team(threads)));
-}
-
-void sequence(int dtype, int activation, int64_t T, int64_t B, int64_t I, int64_t H, Address batch_sizes, bool reverse,
-              bool stepwise, Address x, Address h0, Address w_ih, Address w_hh, Address b_ih, Address b_hh, Address out,
-              Address h_n, int threads) {
-  check(active_kernels().sequence(
-      {DType(dtype), Activation(activation), make_walk(T, B, H, batch_sizes, reverse), I, stepwise, pointer(x),
-       pointer(h0), pointer(w_ih), pointer(w_hh), pointer(b_ih), pointer(b_hh), pointer(out), pointer(h_n)},
-      team(threads)));
-}
-
-void sequence_backward(int dtype, int activation, int64_t T, int64_t B, int64_t I, int64_t H, Address batch_sizes,
-                       bool reverse, Address dout, Address dh_n, Address x, Address h0, Address w_ih, Address w_hh,
-                       Address out, Address dx, Address dh0, Address dw_ih, Address dw_hh, Address db, int threads) {
-  check(active_kernels().sequence_backward(
-      {DType(dtype), Activation(activation), make_walk(T, B, H, batch_sizes, reverse), I, pointer(dout), pointer(dh_n),
-       pointer(x), pointer(h0), pointer(w_ih), pointer(w_hh), pointer(out), pointer(dx), pointer(dh0), pointer(dw_ih),
-       pointer(dw_hh), pointer(db)},
-      team(threads)));
-}
-
 void recurrence(int dtype, int activation, int64_t T, int64_t B, int64_t H, Address batch_sizes, bool reverse,
                 Address h0, Address w_hh, Address out, Address h_n, int threads) {
   check(active_kernels().forward({DType(dtype), Activation(activation), make_walk(T, B, H, batch_sizes, reverse),
@@ -168,9 +144,9 @@ void recurrence(int dtype, int activation, int64_t T, int64_t B, int64_t H, Addr
 }  // namespace rnnfast
 
 // Nothing in csrc/cpu relies on the GIL, so importing it into a free-threaded Python must not turn it on. Kernels have
-// always run without it: their scratch memory belongs to threads, `active` and `team_lost` are atomic. What plain.cpp
-// keeps is written once, by plain_setup, while rnnfast.plain is imported; it borrows references from arguments and from
-// tuples of its own alone. Python before 3.13 and pybind11 before 2.13 know of no such declaration.
+// always run without it: their scratch memory belongs to threads, `active` and `team_lost` are atomic. What call.cpp
+// keeps is written once, by `setup`, while rnnfast.call is imported; a Call never changes once it has been returned.
+// Python before 3.13 and pybind11 before 2.13 know of no such declaration.
 #if PYBIND11_VERSION_HEX >= 0x020d0000
 PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
 #else
@@ -183,10 +159,7 @@ PYBIND11_MODULE(_cpu, m) {
   pthread_atfork(&before_fork, nullptr, &in_child);
 #endif
   m.doc() = "Native CPU kernels of rnnfast. Internal: call them through rnnfast.functional.";
-  if (PyModule_AddFunctions(m.ptr(), plain_methods) != 0) throw py::error_already_set();
-  m.def("step", &step, release());
-  m.def("sequence", &sequence, release());
-  m.def("sequence_backward", &sequence_backward, release());
+  if (add_call(m.ptr()) != 0) throw py::error_already_set();
   m.def("recurrence", &recurrence, release());
   m.def(
       "instruction_sets",

@@ -82,9 +82,8 @@ struct Network {
 };
 
 struct Call {
-  PyObject_HEAD
-  PyObject *network, *x, *h0, *weights, *batch_sizes;  // or None
-  PyObject* problem;                                   // the fields of base.Problem that a call has
+  PyObject_HEAD PyObject *network, *x, *h0, *weights, *batch_sizes;  // or None
+  PyObject* problem;                                                 // the fields of base.Problem that a call has
   long long steps, batch, rows, input_size, hidden_size;
   Network net;
   View like;       // dtype and device of all tensors
@@ -103,8 +102,8 @@ struct Call {
     return part == 1 ? Shape(hidden_size, hidden_size) : Shape(hidden_size);
   }
   Stack stack() const {
-    return {like.dtype,  net.activation,  steps,       batch,        input_size, hidden_size, sizes,
-            net.layers,  net.directions,  net.reverse, net.per == 4, x_data,     h0_data,     pointers};
+    return {like.dtype, net.activation, steps,       batch,        input_size, hidden_size, sizes,
+            net.layers, net.directions, net.reverse, net.per == 4, x_data,     h0_data,     pointers};
   }
 };
 
@@ -260,8 +259,8 @@ bool look_dense(const char* name, PyObject* object, const Call* call, const Shap
     seen = viewer.look(copy->get(), view);
   }
   if (seen && view->goes_with(call->like) && shape.is_of(*view)) return true;
-  PyErr_Format(PyExc_RuntimeError, "%s is not what the forward pass of this call had: its shape, dtype or device differs",
-               name);
+  PyErr_Format(PyExc_RuntimeError,
+               "%s is not what the forward pass of this call had: its shape, dtype or device differs", name);
   return false;
 }
 
@@ -350,8 +349,7 @@ PyObject* forward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   const Call* call = reinterpret_cast<Call*>(self);
   const Network& net = call->net;
   if (!runs_here(call)) return nullptr;
-  if (call->x == Py_None)
-    return PyErr_Format(PyExc_RuntimeError, "this call has no tensors");
+  if (call->x == Py_None) return PyErr_Format(PyExc_RuntimeError, "this call has no tensors");
   const Shape hidden_shape(net.layers - 1, call->rows, call->width());
   char *out = nullptr, *h_n = nullptr, *hidden = nullptr;
   // A state of the same shape is made in less time.
@@ -406,9 +404,7 @@ PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
     return nullptr;
   const int lowest = lowest_layer(net, needs);
   const auto missing = [&](bool read, PyObject* object) { return read && object == Py_None; };
-  const auto weight = [&](int i) {
-    return call->weights == Py_None ? Py_None : PyTuple_GET_ITEM(call->weights, i);
-  };
+  const auto weight = [&](int i) { return call->weights == Py_None ? Py_None : PyTuple_GET_ITEM(call->weights, i); };
   bool lacking = missing(true, args[0]) || missing(net.layers > 1, args[1]) || missing(call->packed, call->batch_sizes);
   for (int i = 0; i < count; i += net.per) {
     const int layer = i / net.per / net.directions;
@@ -435,9 +431,8 @@ PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   const int threads = team(int(PyLong_AsLong(args[5])));
   int failed;
   Py_BEGIN_ALLOW_THREADS;
-  failed = active_kernels().stack_backward({call->stack(), hidden.data, out.data, grad_out.data, grad_hn.data, data[0],
-                                            data[1], data.data() + 2},
-                                           threads);
+  failed = active_kernels().stack_backward(
+      {call->stack(), hidden.data, out.data, grad_out.data, grad_hn.data, data[0], data[1], data.data() + 2}, threads);
   Py_END_ALLOW_THREADS;
   if (failed) return PyErr_NoMemory();
   return grads.release();
@@ -470,11 +465,18 @@ PyObject* setup(PyObject*, PyObject* const* args, Py_ssize_t n) {
 }
 
 #define FIELD(name, type) {#name, type, offsetof(Call, name), READONLY, nullptr}
-PyMemberDef members[] = {
-    FIELD(network, T_OBJECT),     FIELD(x, T_OBJECT),           FIELD(h0, T_OBJECT),       FIELD(weights, T_OBJECT),
-    FIELD(batch_sizes, T_OBJECT), FIELD(problem, T_OBJECT),     FIELD(steps, T_LONGLONG),  FIELD(batch, T_LONGLONG),
-    FIELD(rows, T_LONGLONG),      FIELD(input_size, T_LONGLONG), FIELD(hidden_size, T_LONGLONG),
-    {nullptr, 0, 0, 0, nullptr}};
+PyMemberDef members[] = {FIELD(network, T_OBJECT),
+                         FIELD(x, T_OBJECT),
+                         FIELD(h0, T_OBJECT),
+                         FIELD(weights, T_OBJECT),
+                         FIELD(batch_sizes, T_OBJECT),
+                         FIELD(problem, T_OBJECT),
+                         FIELD(steps, T_LONGLONG),
+                         FIELD(batch, T_LONGLONG),
+                         FIELD(rows, T_LONGLONG),
+                         FIELD(input_size, T_LONGLONG),
+                         FIELD(hidden_size, T_LONGLONG),
+                         {nullptr, 0, 0, 0, nullptr}};
 
 PyMethodDef methods[] = {{"bare", bare, METH_NOARGS, nullptr},
                          {"having", fast(having), METH_FASTCALL, nullptr},
@@ -490,7 +492,8 @@ PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(release)},
                        {Py_tp_members, members},
                        {Py_tp_methods, methods},
                        {0, nullptr}};
-PyType_Spec spec = {"rnnfast._cpu.Call", sizeof(Call), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+PyType_Spec spec = {"rnnfast._cpu.Call", sizeof(Call), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                    slots};
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-// The product outside the recurrence, c = a b + bias0 + bias1: the input projection of all steps at once, and the
+// The product outside the recurrence, c = a b + bias0 + bias1: the input projection of many steps at once, and the
 // gradient of the input.
 //
 // It is a plain GEMM of our own because a vendor library chooses its order of summation, and with it the last bits, by
@@ -7,7 +7,6 @@
 // of Zen 4, 88% on two of Zen 1; this one reaches 86% at B = 64, H = 1024 on Zen 1.
 #pragma once
 
-#include "../recurrence.h"
 #include "ahead.h"
 #include "panels.h"
 
@@ -56,90 +55,142 @@ inline Grid plan_product(int64_t R, int64_t K, int64_t N, int threads) {
   return R >= N ? Grid{team, 1} : Grid{1, team};  // cut the longer side
 }
 
+// What all rows are multiplied by: b = w^T ([N, K] given) or b = w ([K, N] given).
 template <class S>
-int product(const ProductArgs& args, int threads) {
+struct Factor {
+  const S* w;  // [N, K] if transposed, else [K, N]
+  bool transposed;
+  int64_t N, K;
+  const S* bias0 = nullptr;  // [N], or null
+  const S* bias1 = nullptr;  // [N], or null
+};
+
+// A product whose rows come all at once or, `again` and again, at most R at a time; b is then packed once.
+template <class S>
+class Product {
   using C = Compute<S>;
   using U = Unit<S>;
-  const int64_t R = args.R, N = args.N, K = args.K, KU = units<S>(K);
-  const S* a = static_cast<const S*>(args.a);          // [R, K]
-  const S* w = static_cast<const S*>(args.w);          // [N, K] or [K, N]
-  const S* bias0 = static_cast<const S*>(args.bias0);  // [N], or null
-  const S* bias1 = static_cast<const S*>(args.bias1);  // [N], or null
-  S* c = static_cast<S*>(args.c);                      // [R, N]
 
-  const Grid grid = plan_product(R, K, N, threads);
-  const auto columns = Columns<C>::for_rows(N, (R + grid.rows - 1) / grid.rows);
-  const int64_t fitting = kBlockBytes / int64_t(sizeof(U)) / (K > 0 ? KU : 1) / kMaxRows * kMaxRows;
-  const bool at_once = grid.rows == 1 && R * KU * int64_t(sizeof(U)) <= kAtOnceBytes;
-  const int64_t block_rows = at_once ? R : fitting > kMaxRows ? fitting : kMaxRows;
-  const int64_t panel_width = columns.width * kLanes<C>;
-  const Scratch<U> weight((at_once ? grid.cols * panel_width : columns.padded()) * KU);
-  const Scratch<C> bias(columns.padded());
-  // Rows of a are read in place if they are units and do not compete for cache sets; else they are copied.
-  const bool apart = compete<U>(KU) && R > kFewRows && N > kFewColumns;
-  const bool copied = apart || !are_units<S>(K);
-  const int64_t ld = KU + (apart ? 64 / int64_t(sizeof(U)) : 0);
-  const Scratch<U> copies(copied ? grid.size() * block_rows * ld : 0);
-  if (!weight || !bias || !copies) return 1;
-  for (int64_t j = 0; j < columns.padded(); ++j)
-    bias.get()[j] = (j < N && bias0 ? widen(bias0[j]) : C(0)) + (j < N && bias1 ? widen(bias1[j]) : C(0));
-  Barrier packed;
+ public:
+  Product(const Factor<S>& factor, int64_t R, bool again, int threads)
+      : factor_(factor),
+        KU_(units<S>(factor.K)),
+        grid_(plan_product(R, factor.K, factor.N, threads)),
+        columns_(Columns<C>::for_rows(factor.N, (R + grid_.rows - 1) / grid_.rows)),
+        at_once_(!again && grid_.rows == 1 && R * KU_ * int64_t(sizeof(U)) <= kAtOnceBytes),
+        // For few rows, whole vectors of a weight that is not transposed are read in place instead of packed.
+        few_(!again && R <= kFewRows && !factor.transposed && !kNarrow<S>),
+        block_rows_(at_once_ ? R : block_rows(KU_)),
+        apart_(compete<U>(KU_) && R > kFewRows && factor.N > kFewColumns),
+        copied_(apart_ || !are_units<S>(factor.K)),
+        ld_(KU_ + (apart_ ? 64 / int64_t(sizeof(U)) : 0)),
+        room_(block_rows_ < R ? block_rows_ : R),
+        weight_((at_once_ ? grid_.cols * panel_width() : columns_.padded()) * KU_),
+        bias_(columns_.padded()),
+        copies_(copied_ ? grid_.size() * room_ * ld_ : 0) {
+    if (!*this) return;
+    const S *bias0 = factor.bias0, *bias1 = factor.bias1;
+    for (int64_t j = 0; j < columns_.padded(); ++j)
+      bias_.get()[j] =
+          (j < factor.N && bias0 ? widen(bias0[j]) : C(0)) + (j < factor.N && bias1 ? widen(bias1[j]) : C(0));
+  }
 
-  // For few rows, whole vectors of a weight that is not transposed are read in place instead of packed.
-  const bool few = R <= kFewRows && !args.transposed && !kNarrow<S>;
-  const auto in_place = [&](int64_t column, int width) { return few && column + width * kLanes<C> <= N; };
+  explicit operator bool() const { return weight_ && bias_ && copies_; }
 
-  const auto pack = [&](int64_t column, int width, U* panel) {
-    if (args.transposed)
-      pack_transposed(w, K, N, column, width, panel);
+  // c = a b + bias or, with `add`, c += that, rounded before it is added as that of a tensor would be.
+  void multiply(const S* a,       // [R, K]
+                int64_t R, S* c,  // [R, N], rows `ldc` apart
+                int64_t ldc, bool add) {
+    Barrier packed;
+    run_grid(grid_, [&](int id, Grid g) {
+      const Range vectors = share(columns_.vectors(), columns_.width, g.col(id), g.cols);
+      if (!at_once_ && !packed_) {
+        const Range part = share(vectors.size(), columns_.width, g.row(id), g.rows);
+        columns_.each_panel(vectors.begin + part.begin, vectors.begin + part.end, [&](int64_t column, int width) {
+          if (!in_place(column, width)) pack(column, width, weight_.get() + column * KU_);
+        });
+        packed.wait(g.size());
+      }
+      if (add)
+        multiply_rows<true>(a, share(R, max_rows(2), g.row(id), g.rows), vectors, id, c, ldc);
+      else
+        multiply_rows<false>(a, share(R, max_rows(2), g.row(id), g.rows), vectors, id, c, ldc);
+    });
+    packed_ = true;
+  }
+
+ private:
+  static int64_t block_rows(int64_t KU) {
+    const int64_t fitting = kBlockBytes / int64_t(sizeof(U)) / (KU > 0 ? KU : 1) / kMaxRows * kMaxRows;
+    return fitting > kMaxRows ? fitting : kMaxRows;
+  }
+
+  int64_t panel_width() const { return columns_.width * kLanes<C>; }
+  bool in_place(int64_t column, int width) const { return few_ && column + width * kLanes<C> <= factor_.N; }
+
+  void pack(int64_t column, int width, U* panel) const {
+    const Factor<S>& f = factor_;
+    if (f.transposed)
+      pack_transposed(f.w, f.K, f.N, column, width, panel);
     else
-      pack_rows<S>([&](int64_t k) { return w + k * N; }, K, N, column, width, panel);
-  };
+      pack_rows<S>([&](int64_t k) { return f.w + k * f.N; }, f.K, f.N, column, width, panel);
+  }
 
-  run_grid(grid, [&](int id, Grid g) {
-    const Range vectors = share(columns.vectors(), columns.width, g.col(id), g.cols);
-    const Range part = share(vectors.size(), columns.width, g.row(id), g.rows);
-    if (!at_once) {
-      columns.each_panel(vectors.begin + part.begin, vectors.begin + part.end, [&](int64_t column, int width) {
-        if (!in_place(column, width)) pack(column, width, weight.get() + column * KU);
-      });
-      packed.wait(g.size());
-    }
-
-    const Range rows = share(R, max_rows(2), g.row(id), g.rows);
+  // Rows `rows` of the product in `vectors` of its columns, by one thread.
+  template <bool add>
+  void multiply_rows(const S* a, Range rows, Range vectors, int id, S* c, int64_t ldc) const {
+    const int64_t K = factor_.K, N = factor_.N, KU = KU_, ld = ld_;
     Ahead a_ahead{[=](int64_t r) { return a + r * K; }, rows.begin, rows.begin, K * int64_t(sizeof(S))};
-    for (int64_t begin = rows.begin; begin < rows.end; begin += block_rows) {
-      const int64_t count = rows.end - begin < block_rows ? rows.end - begin : block_rows;
-      U* copy = copies.get() + id * block_rows * ld;
-      if (copied) copy_units(a + begin * K, count, K, copy, ld);
-      const U* block = copied ? copy : reinterpret_cast<const U*>(a + begin * K);
+    for (int64_t begin = rows.begin; begin < rows.end; begin += block_rows_) {
+      const int64_t count = rows.end - begin < block_rows_ ? rows.end - begin : block_rows_;
+      U* copy = copied_ ? copies_.get() + id * room_ * ld : nullptr;
+      if (copied_) copy_units(a + begin * K, count, K, copy, ld);
+      const U* block = copied_ ? copy : reinterpret_cast<const U*>(a + begin * K);
       // The next block is prefetched while this one is multiplied by the panels.
-      const Tiles tiles({0, count}, max_rows(columns.width));
-      const int64_t meetings = tiles.count * ((vectors.size() + columns.width - 1) / columns.width);
+      const Tiles tiles({0, count}, max_rows(columns_.width));
+      const int64_t meetings = tiles.count * ((vectors.size() + columns_.width - 1) / columns_.width);
       a_ahead.next = begin + count;
-      a_ahead.end = begin + count + block_rows < rows.end ? begin + count + block_rows : rows.end;
+      a_ahead.end = begin + count + block_rows_ < rows.end ? begin + count + block_rows_ : rows.end;
       const int64_t lines = (a_ahead.end - a_ahead.next) * a_ahead.bytes / 64 / (meetings > 0 ? meetings : 1) + 1;
-      columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
+      columns_.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
         const bool direct = in_place(column, width);
-        U* own = weight.get() + (at_once ? id * panel_width : column) * KU;
-        if (at_once && !direct) pack(column, width, own);
-        const U* panel = direct ? reinterpret_cast<const U*>(w) + column : own;
+        U* own = weight_.get() + (at_once_ ? id * panel_width() : column) * KU;
+        if (at_once_ && !direct) pack(column, width, own);
+        const U* panel = direct ? reinterpret_cast<const U*>(factor_.w) + column : own;
         each_product<Layout::kRows>(
             tiles, [&](Range tile, int64_t k) { return Operand<U>{block + tile.begin * ld + k, ld}; }, panel,
             direct ? N : width * kLanes<C>, column, width, N, KU,
             [&](Range tile, Wanted& wanted) {
-              wanted.add_rows(c + (begin + tile.begin) * N + column, N * int64_t(sizeof(S)), tile.size(),
+              wanted.add_rows(c + (begin + tile.begin) * ldc + column, ldc * int64_t(sizeof(S)), tile.size(),
                               width * kLanes<C> * int64_t(sizeof(S)));
               a_ahead.add(lines, wanted);
             },
-            [=, bias = bias.get()](int64_t r, int64_t col, int lanes, Vec<C> sum) {
-              store_lanes(c + (begin + r) * N + col, sum + load(bias + col), lanes);
+            [=, bias = bias_.get()](int64_t r, int64_t col, int lanes, Vec<C> sum) {
+              S* to = c + (begin + r) * ldc + col;
+              sum += load(bias + col);
+              if constexpr (add) sum = load_lanes(to, lanes) + round_to<S>(sum);
+              store_lanes(to, sum, lanes);
             });
       });
     }
-  });
-  return 0;
-}
+  }
+
+  const Factor<S> factor_;
+  const int64_t KU_;
+  const Grid grid_;
+  const Columns<C> columns_;
+  const bool at_once_;  // each panel is packed, used and dropped
+  const bool few_;
+  const int64_t block_rows_;
+  // Rows of a are read in place if they are units and do not compete for cache sets; else they are copied.
+  const bool apart_, copied_;
+  const int64_t ld_;
+  const int64_t room_;  // rows of a that one thread copies at a time
+  const Scratch<U> weight_;
+  const Scratch<C> bias_;
+  const Scratch<U> copies_;
+  bool packed_ = false;
+};
 
 }  // namespace RNNFAST_ISA
 }  // namespace rnnfast

@@ -244,25 +244,29 @@ struct ForwardOp {
   using C = Compute<S>;
   static constexpr bool kBackward = false;
   const int64_t H;
-  const S* h0;    // [B, H]
+  const S* h0;    // [B, H], or null for zeros
   const S* w_hh;  // [H, H]
-  S* out;         // [R, H]  holds pre on entry, h on return
-  S* h_n;         // [B, H]
+  S* out;         // [R, H], rows `ld` apart; holds pre on entry, h on return
+  int64_t ld;
+  S* h_n;  // [B, H], or null
 
   void pack(int64_t column, int vectors, Unit<S>* panel) const { pack_transposed(w_hh, H, H, column, vectors, panel); }
   const Unit<S>* in_place() const { return nullptr; }  // transposed
-  INLINE Vec<C> start(int64_t b, int64_t column, int lanes) const { return load_lanes(h0 + b * H + column, lanes); }
+  INLINE Vec<C> start(int64_t b, int64_t column, int lanes) const {
+    return h0 ? load_lanes(h0 + b * H + column, lanes) : Vec<C>{};
+  }
   INLINE void soon(int64_t row, int64_t rows, int64_t column, int vectors, Wanted& wanted) const {
-    wanted.add_rows(out + row * H + column, H * int64_t(sizeof(S)), rows, vectors * kLanes<C> * int64_t(sizeof(S)));
+    wanted.add_rows(out + row * ld + column, ld * int64_t(sizeof(S)), rows, vectors * kLanes<C> * int64_t(sizeof(S)));
   }
   INLINE Vec<C> step(int64_t row, int64_t, int64_t column, int lanes, Vec<C> product, bool) const {
-    S* p = out + row * H + column;
+    S* p = out + row * ld + column;
     const Vec<C> h = round_to<S>(Act::value(load_lanes(p, lanes) + product));
     store_lanes(p, h, lanes);
     return h;
   }
   void leave(const State<S>& state, Range rows, const Carried<S>* carry, const Unit<S>*, int64_t, int64_t column,
              int vectors) const {
+    if (!h_n) return;
     for (int64_t b = rows.begin; b < rows.end; ++b)
       for (int64_t j = column; j < column + vectors * kLanes<C> && j < H; ++j)
         narrow(widen(carry[b * state.ld + j]), h_n + b * H + j);
@@ -274,12 +278,13 @@ struct BackwardOp {
   using C = Compute<S>;
   static constexpr bool kBackward = true;
   const int64_t H;
-  const S* dout;  // [R, H], or null
+  const S* dout;  // [R, H], rows `ld` apart, or null
   const S* dh_n;  // [B, H], or null
   const S* w_hh;  // [H, H], or null: a single step whose dh0 is not wanted reads none
-  const S* out;   // [R, H]
-  S* dh0;         // [B, H], or null
-  S* dpre;        // [rows of the pass, H]; its first row is row `first` of the sequence
+  const S* out;   // [R, H], rows `ld` apart
+  int64_t ld;
+  S* dh0;   // [B, H], or null
+  S* dpre;  // [rows of the pass, H]; its first row is row `first` of the sequence
   int64_t first;
 
   void pack(int64_t column, int vectors, Unit<S>* panel) const {
@@ -293,15 +298,15 @@ struct BackwardOp {
   }
   INLINE Vec<C> start(int64_t, int64_t, int) const { return Vec<C>{}; }
   INLINE void soon(int64_t row, int64_t rows, int64_t column, int vectors, Wanted& wanted) const {
-    const int64_t stride = H * int64_t(sizeof(S)), bytes = vectors * kLanes<C> * int64_t(sizeof(S));
-    wanted.add_rows(out + row * H + column, stride, rows, bytes);
-    if (dout) wanted.add_rows(dout + row * H + column, stride, rows, bytes);
-    wanted.add_rows(dpre + (row - first) * H + column, stride, rows, bytes);
+    const int64_t stride = ld * int64_t(sizeof(S)), bytes = vectors * kLanes<C> * int64_t(sizeof(S));
+    wanted.add_rows(out + row * ld + column, stride, rows, bytes);
+    if (dout) wanted.add_rows(dout + row * ld + column, stride, rows, bytes);
+    wanted.add_rows(dpre + (row - first) * H + column, H * int64_t(sizeof(S)), rows, bytes);
   }
   INLINE Vec<C> step(int64_t row, int64_t b, int64_t column, int lanes, Vec<C> product, bool joined) const {
-    if (dout) product += load_lanes(dout + row * H + column, lanes);
+    if (dout) product += load_lanes(dout + row * ld + column, lanes);
     if (joined && dh_n) product += load_lanes(dh_n + b * H + column, lanes);
-    const Vec<C> h = load_lanes(out + row * H + column, lanes);
+    const Vec<C> h = load_lanes(out + row * ld + column, lanes);
     const Vec<C> g = round_to<S>(Act::backward(product, h));
     store_lanes(dpre + (row - first) * H + column, g, lanes);
     return g;
@@ -318,8 +323,9 @@ struct BackwardOp {
 
 template <class S, class Act>
 int forward(const ForwardArgs& args, int threads) {
-  const ForwardOp<S, Act> op{args.walk.H, static_cast<const S*>(args.h0), static_cast<const S*>(args.w_hh),
-                             static_cast<S*>(args.out), static_cast<S*>(args.h_n)};
+  const ForwardOp<S, Act> op{
+      args.walk.H, static_cast<const S*>(args.h0), static_cast<const S*>(args.w_hh), static_cast<S*>(args.out),
+      args.walk.H, static_cast<S*>(args.h_n)};
   State<S> state(args.walk, op.kBackward, op.in_place(), threads);
   return run_walk(args.walk, op, state, args.walk.T + 1);
 }

@@ -79,7 +79,7 @@ class Reserve {
   // and prevent malloc from joining freed ones: training at B = 32, H = 256, T = 1000 took 73 MiB, and now takes 42 in
   // most runs.
   static constexpr size_t kLarge = 128 << 10;
-  static constexpr int kBlocks = 12;
+  static constexpr int kBlocks = 24;
   static constexpr size_t kKept = size_t(32) << 20;
   Block blocks_[kBlocks] = {};
   size_t kept_ = 0;
@@ -100,6 +100,28 @@ class Scratch {
 
  private:
   const Reserve::Block block_;
+};
+
+// Up to `most` objects, made one after the other in scratch memory. T has a member `operator new` that takes a place.
+template <class T>
+class Several {
+ public:
+  explicit Several(int most) : room_(most) {}
+  ~Several() {
+    while (count_ > 0) room_.get()[--count_].~T();
+  }
+  explicit operator bool() const { return bool(room_); }
+
+  template <class... Args>
+  T& make(const Args&... args) {
+    return *new (room_.get() + count_++) T(args...);
+  }
+  T& operator[](int i) { return room_.get()[i]; }
+  int size() const { return count_; }
+
+ private:
+  const Scratch<T> room_;
+  int count_ = 0;
 };
 
 }  // namespace RNNFAST_ISA

@@ -16,14 +16,16 @@ constexpr int64_t kFarSums = 1024 * 1024;
 // is row index[r] of `base` or, if that is negative, row ~index[r] of `other`.
 template <class S>
 struct Rows {
-  const S* base;  // [.., width]
   int64_t width;
-  const int64_t* index;  // [R], or null
-  const S* other;        // [.., width], or null without an index
+  const S* base;  // [.., width], rows `ld` apart
+  int64_t ld;
+  const int64_t* index = nullptr;  // [R], or null
+  const S* other = nullptr;        // [.., width], rows `other_ld` apart, or null without an index
+  int64_t other_ld = 0;
 
   INLINE const S* operator()(int64_t r) const {
-    if (!index) return base + r * width;
-    return index[r] >= 0 ? base + index[r] * width : other + ~index[r] * width;
+    if (!index) return base + r * ld;
+    return index[r] >= 0 ? base + index[r] * ld : other + ~index[r] * other_ld;
   }
 };
 

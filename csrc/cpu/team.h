@@ -61,6 +61,17 @@ struct Grid {
   int size() const { return rows * cols; }
 };
 
+// Spins until `done()`.
+template <class F>
+INLINE void spin_until(const F& done) {
+  for (int spins = 0; !done(); ++spins) {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+    if (spins > 128) sched_yield();  // after about 5 us: the late thread may need this core
+  }
+}
+
 struct alignas(64) Barrier {
   int arrived = 0;
   alignas(64) int phase = 0;
@@ -73,12 +84,7 @@ struct alignas(64) Barrier {
       __atomic_store_n(&phase, now + 1, __ATOMIC_RELEASE);
       return;
     }
-    for (int spins = 0; __atomic_load_n(&phase, __ATOMIC_ACQUIRE) == now; ++spins) {
-#if defined(__x86_64__)
-      _mm_pause();
-#endif
-      if (spins > 128) sched_yield();  // after about 5 us: the late thread may need this core
-    }
+    spin_until([&] { return __atomic_load_n(&phase, __ATOMIC_ACQUIRE) != now; });
   }
 };
 

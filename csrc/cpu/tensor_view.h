@@ -54,7 +54,6 @@ struct View {
   bool goes_with(const View& other) const {
     return dtype == other.dtype && device_type == other.device_type && device_id == other.device_id;
   }
-
 };
 
 // The shape of a tensor of one to three dimensions.

@@ -60,6 +60,56 @@ inline void previous_rows(const Walk& walk, int64_t* index) {  // [R]
     for (int64_t b = 0; b < steps.rows(); ++b) index[steps.offset() + b] = b < steps.previous() ? before + b : ~b;
 }
 
+// A walk cut into passes of at least `pass_rows` rows, and each pass into chunks of at least `chunk_rows`. Both end
+// with the step that reaches their size, or with the walk. There is at least one chunk, even of no steps.
+class Cut {
+ public:
+  Cut(const Walk& walk, bool backward, int64_t pass_rows, int64_t chunk_rows)
+      : pass_rows_(pass_rows), chunk_rows_(chunk_rows), passes_{Steps(walk, backward)}, chunks_{Steps(walk, backward)} {
+    passes_.more = passes_.steps.next();
+    chunks_.more = chunks_.steps.next();
+  }
+
+  // Moves to the next chunk. Returns false after the last.
+  bool next() {
+    if (last_) return false;
+    if (left_ == 0) pass_ = passes_.take(pass_rows_, INT64_MAX, &left_);
+    rows_ = chunks_.take(chunk_rows_, left_, &count_);
+    left_ -= count_;
+    last_ = !chunks_.more;
+    return true;
+  }
+
+  Range rows() const { return rows_; }      // of the chunk
+  int64_t count() const { return count_; }  // its steps
+  Range pass() const { return pass_; }      // the rows of the pass that it belongs to
+  bool ends_pass() const { return left_ == 0; }
+  bool last() const { return last_; }
+
+ private:
+  struct Cursor {
+    Steps steps;
+    bool more = false;
+
+    // Takes steps up to `rows` rows or `most` steps; returns the rows taken.
+    Range take(int64_t rows, int64_t most, int64_t* count) {
+      Range taken{0, 0};
+      for (*count = 0; more && *count < most && (*count == 0 || taken.size() < rows); ++*count) {
+        const int64_t begin = steps.offset(), end = begin + steps.rows();
+        taken = {*count && taken.begin < begin ? taken.begin : begin, *count && taken.end > end ? taken.end : end};
+        more = steps.next();
+      }
+      return taken;
+    }
+  };
+
+  const int64_t pass_rows_, chunk_rows_;
+  Cursor passes_, chunks_;
+  Range pass_{0, 0}, rows_{0, 0};
+  int64_t left_ = 0, count_ = 0;  // steps: of the pass, after this chunk; of this chunk
+  bool last_ = false;
+};
+
 // Part `i` of `parts` of the batch, so that each part has about the same number of rows over all steps. Sequences are
 // sorted by length, so equal counts of sequences would leave the last threads idle.
 inline Range share_batch(const Walk& walk, int i, int parts) {
