@@ -4,13 +4,11 @@
 // null pointer) and sizes; rnnfast/backends/cpu.py is its only caller and has checked them. The GIL is released while a
 // kernel runs.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <atomic>
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #if defined(__x86_64__)
