@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
-from typing import Any, Optional
+from dataclasses import replace
+from typing import Optional
 
 import pytest
 import torch
 from torch import Tensor
 
 from rnnfast import testing
-from rnnfast.backends.cpu import DTYPES, native
+from rnnfast.backends.cpu import CpuBackend
+from rnnfast.call import Network
+from rnnfast.native import native
+from tests.stacks import Results, Stack, make
 
 if native is None:
     pytest.skip("the native CPU extension is not built", allow_module_level=True)
 
+CPU = CpuBackend()
 INSTRUCTION_SETS = native.instruction_sets()
 
 # L, D, T, B, I, H: shared by directions, by layers, and not shared, on two threads and on more.
@@ -38,185 +42,14 @@ SHAPES = [
 LENGTHS = [40, 40, 31, 12, 12, 1]
 
 
-@dataclass
-class Arguments:
-    """What goes into a stack and comes back to it."""
-
-    shape: tuple[int, int, int, int, int, int]  # L, D, T, B, I, H
-    batch_sizes: Optional[Tensor]  # [T]
-    x: Tensor  # [R, I]
-    h0: Optional[Tensor]  # [L * D, B, H]
-    weights: list[list[Tensor]]  # for each layer and direction: w_ih, w_hh and, with biases, b_ih, b_hh
-    dout: Optional[Tensor]  # [R, D * H]
-    dh_n: Optional[Tensor]  # [L * D, B, H]
-    nonlinearity: int = 0
-    reverse: bool = False
-    stepwise: bool = False
-
-    def empty(self, *size: int) -> Tensor:
-        """New memory, poisoned."""
-        return torch.full(size, float("nan"), dtype=self.x.dtype)
-
-
-def make(shape, dtype, lengths=None, biases=True, h0=True) -> Arguments:
-    layers, directions, steps, batch, inputs, hidden = shape
-    batch_sizes = None
-    if lengths is not None:
-        steps, batch = lengths[0], len(lengths)
-        batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(steps)])
-    rows = int(batch_sizes.sum()) if batch_sizes is not None else steps * batch
-    generator = torch.Generator().manual_seed(sum(shape))
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
-
-    weights = []
-    for k in [inputs] * directions + [directions * hidden] * directions * (layers - 1):
-        w_ih, w_hh = normal(hidden, k) / k**0.5, normal(hidden, hidden) / hidden**0.5 / 2
-        weights.append([w_ih, w_hh, *([normal(hidden), normal(hidden)] if biases else [])])
-    state = (layers * directions, batch, hidden)
-    return Arguments(
-        (layers, directions, steps, batch, inputs, hidden),
-        batch_sizes,
-        normal(rows, inputs),
-        normal(*state) if h0 else None,
-        weights,
-        normal(rows, directions * hidden),
-        normal(*state),
-    )
-
-
-def address(tensor: Optional[Tensor]) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def stack_of(a: Arguments, x: Optional[Tensor]) -> tuple[Any, ...]:
-    layers, directions, steps, batch, inputs, hidden = a.shape
-    sizes = (DTYPES[a.x.dtype], a.nonlinearity, steps, batch, inputs, hidden, address(a.batch_sizes))
-    return (*sizes, layers, directions, a.reverse, len(a.weights[0]) == 4, address(x), address(a.h0))
-
-
-def forward(a: Arguments, threads: int) -> dict[str, Tensor]:
-    layers, directions, _, batch, _, hidden = a.shape
-    rows, width = len(a.x), directions * hidden
-    result = {
-        "hidden": a.empty(layers - 1, rows, width),
-        "out": a.empty(rows, width),
-        "h_n": a.empty(layers * directions, batch, hidden),
-    }
-    weights = [address(w) for layer in a.weights for w in layer]
-    addresses = [address(t) if t.numel() else 0 for t in result.values()]
-    native.stack(stack_of(a, a.x), weights, a.stepwise, *addresses, threads)
-    return result
-
-
-def names(a: Arguments) -> list[str]:
-    kinds = ["w_ih", "w_hh", "b_ih", "b_hh"][: len(a.weights[0])]
-    return ["x", "h0", *(f"{kind}.{i}" for i in range(len(a.weights)) for kind in kinds)]
-
-
-def backward(a: Arguments, made: dict[str, Tensor], wanted: list[str], threads: int) -> dict[str, Tensor]:
-    """The gradients that are wanted. What only others read isn't given."""
-    layers, directions, steps, batch, _, hidden = a.shape
-    like = {name: w for name, w in zip(names(a)[2:], (w for layer in a.weights for w in layer), strict=True)}
-    sizes = {"x": a.x.shape, "h0": (layers * directions, batch, hidden)}
-    grads = {name: a.empty(*(sizes[name] if name in sizes else like[name].shape)) for name in wanted}
-    below_is_wanted = "x" in wanted or "h0" in wanted
-    given = []
-    for i, name in enumerate(like):
-        layer = i // len(a.weights[0]) // directions
-        if layer > 0 and i % (len(a.weights[0]) * directions) == 0:
-            part = list(like)[:i]
-            below_is_wanted |= any(n in wanted for n in part)
-        reads = {
-            "w_ih": "x" in wanted if layer == 0 else below_is_wanted,
-            "w_hh": steps > 1 or "h0" in wanted,
-        }
-        given.append(address(like[name]) if reads.get(name[:4], False) else 0)
-    x = a.x if any(f"w_ih.{d}" in wanted for d in range(directions)) else None
-    native.stack_backward(
-        stack_of(a, x),
-        given,
-        address(made["hidden"]) if layers > 1 else 0,
-        address(made["out"]),
-        address(a.dout),
-        address(a.dh_n),
-        address(grads.get("x")),
-        address(grads.get("h0")),
-        [address(grads.get(name)) for name in like],
-        threads,
-    )
-    return grads
-
-
-def layer_by_layer(a: Arguments) -> dict[str, Tensor]:
-    """All results and gradients from calls of one layer in one direction, added up by torch."""
-    layers, directions, steps, batch, _, hidden = a.shape
-    kind = (DTYPES[a.x.dtype], a.nonlinearity, steps, batch)
-    h0 = a.h0 if a.h0 is not None else torch.zeros(layers * directions, batch, hidden, dtype=a.x.dtype)
-    reverses = [a.reverse] if directions == 1 else [False, True]
-    result = {"h_n": a.empty(*h0.shape), "h0": a.empty(*h0.shape)}
-    outs = [[a.empty(len(a.x), hidden) for _ in reverses] for _ in range(layers)]
-    inputs = [a.x]
-    for level in range(layers):
-        for d, reverse in enumerate(reverses):
-            i = level * directions + d
-            weights = [*map(address, a.weights[i]), 0, 0][:4]
-            sizes = (inputs[level].shape[1], hidden, address(a.batch_sizes), reverse, a.stepwise)
-            tensors = (
-                address(inputs[level]),
-                address(h0[i]),
-                *weights,
-                address(outs[level][d]),
-                address(result["h_n"][i]),
-            )
-            native.sequence(*kind, *sizes, *tensors, 1)
-        inputs.append(torch.cat(outs[level], 1))
-    result["out"] = inputs[-1]
-    result["hidden"] = torch.stack([a.empty(*inputs[-1].shape), *inputs[1:-1]])[1:]
-    grad = a.dout
-    for level in reversed(range(layers)):
-        below = []
-        for d, reverse in enumerate(reverses):
-            i = level * directions + d
-            part = None if grad is None else grad[:, d * hidden : (d + 1) * hidden].contiguous()
-            db, dx = a.empty(hidden), a.empty(*inputs[level].shape)
-            dw = [torch.full_like(w, float("nan")) for w in a.weights[i][:2]]
-            sizes = (inputs[level].shape[1], hidden, address(a.batch_sizes), reverse)
-            dh_n = None if a.dh_n is None else a.dh_n[i]
-            tensors = (
-                part,
-                dh_n,
-                inputs[level],
-                h0[i],
-                *a.weights[i][:2],
-                outs[level][d],
-                dx,
-                result["h0"][i],
-                *dw,
-                db,
-            )
-            native.sequence_backward(*kind, *sizes, *map(address, tensors), 1)
-            below.append(dx)
-            for name, value in zip(("w_ih", "w_hh", "b_ih", "b_hh"), (*dw, db, db), strict=True):
-                result[f"{name}.{i}"] = value
-        grad = sum(below[1:], below[0])
-    result["x"] = grad
-    return result
-
-
-def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    for name, value in actual.items():
-        assert not value.isnan().any(), f"{name} is not all written"
-        assert torch.equal(value, expected[name]), f"{name} differs in its bits"
-
-
-def check(a: Arguments, counts=(1, 2, 3, 4)) -> None:
-    expected = layer_by_layer(a)
-    for threads in counts:
-        made = forward(a, threads)
-        assert_same(made, expected)
-        assert_same(backward(a, made, names(a), threads), expected)
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Deterministic mode fills new memory with NaN, and takes no short sequence step by step."""
+    threads = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)
@@ -227,12 +60,61 @@ def instruction_set(request):
     native.use(before)
 
 
+def layer_by_layer(stack: Stack) -> Results:
+    """All results and gradients on one thread, from calls of a layer in one direction, added up by torch."""
+    torch.set_num_threads(1)
+    call, network = stack.call, stack.call.network
+    directions, per, hidden = len(network.reverse), network.per, call.hidden_size
+    zeros = call.x.new_zeros(network.layers * directions, call.batch, hidden)
+    h0 = zeros if call.h0 is None else call.h0
+    rows = [call.x]
+    walks = []
+    for i in range(network.layers * directions):
+        one = Network(network.nonlinearity, 1, (network.reverse[i % directions],), network.biases)
+        weights = call.weights[i * per : (i + 1) * per]
+        alone = testing.call_of(one, rows[i // directions], h0[i], weights, call.batch_sizes)
+        walks.append((alone, CPU.forward(alone)))
+        if i % directions == directions - 1:
+            rows.append(torch.cat([walk[1][0] for walk in walks[-directions:]], -1))
+    found = {"out": rows[-1], "h_n": torch.stack([results[1] for _, results in walks])}
+    if network.layers > 1:
+        found["hidden"] = torch.stack(rows[1:-1]).reshape(network.layers - 1, call.rows, -1)
+    grad: Optional[Tensor] = stack.grad_out
+    dh0 = torch.zeros_like(h0)
+    for layer in reversed(range(network.layers)):
+        below = []
+        for d in range(directions):
+            i = layer * directions + d
+            part = None if grad is None else grad[..., d * hidden : (d + 1) * hidden]
+            coming = None if stack.grad_hn is None else stack.grad_hn[i]
+            dx, dh0[i], *dweights = testing.backward(CPU, *walks[i], (part, coming))
+            found.update(zip(stack.names[2 + i * per :], dweights, strict=False))
+            below.append(dx)
+        grad = sum(below[1:], below[0])
+    return found | {"x": grad, "h0": dh0}
+
+
+def assert_same(actual: Results, expected: Results) -> None:
+    for name, value in actual.items():
+        assert not value.isnan().any(), f"{name} is not all written"
+        assert torch.equal(value, expected[name]), f"{name} differs in its bits"
+
+
+def check(stack: Stack, counts: tuple[int, ...] = (1, 2, 3, 4)) -> None:
+    expected = layer_by_layer(stack)
+    for count in counts:
+        torch.set_num_threads(count)
+        results = stack.forward(CPU)
+        assert_same(results, expected)
+        assert_same(stack.backward(CPU, results), expected)
+
+
 @pytest.mark.threads
-@pytest.mark.parametrize("nonlinearity", [0, 1], ids=testing.NONLINEARITIES)
+@pytest.mark.parametrize("nonlinearity", testing.NONLINEARITIES)
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_dense(shape, dtype, nonlinearity, instruction_set):
-    check(replace(make(shape, dtype), nonlinearity=nonlinearity))
+    check(make(shape, dtype, nonlinearity=nonlinearity))
 
 
 @pytest.mark.threads
@@ -247,11 +129,17 @@ def test_packed(lengths, shape, dtype, instruction_set):
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "packed"])
 @pytest.mark.parametrize("biases", [True, False])
 @pytest.mark.parametrize("h0", [True, False])
-@pytest.mark.parametrize("shape", [(2, 2, 61, 2, 33, 70), (3, 1, 50, 1, 20, 65)], ids=str)
-def test_reverse_without_biases_without_h0(shape, h0, biases, lengths):
-    check(replace(make(shape, torch.float32, lengths, biases, h0), reverse=True))
-    check(replace(make(shape, torch.bfloat16, lengths, biases, h0), reverse=True, dout=None))
-    check(replace(make(shape, torch.float64, lengths, biases, h0), dh_n=None), [2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "reverse"),
+    [((2, 2, 61, 2, 33, 70), (False, True)), ((3, 1, 50, 1, 20, 65), (True,))],
+    ids=["both", "reverse"],
+)
+def test_without_biases_without_h0_one_output_used(shape, reverse, dtype, h0, biases, lengths):
+    stack = make(shape, dtype, lengths, h0, biases=biases, reverse=reverse)
+    check(stack, (1, 2))
+    check(replace(stack, grad_out=None), (2, 3))
+    check(replace(stack, grad_hn=None), (2,))
 
 
 @pytest.mark.threads
@@ -263,17 +151,8 @@ def test_reverse_without_biases_without_h0(shape, h0, biases, lengths):
     ids=str,
 )
 def test_stepwise(shape, dtype, h0, instruction_set):
-    check(replace(make(shape, dtype, h0=h0), stepwise=True))
-
-
-def test_a_last_state_that_is_not_wanted():
-    for stepwise in (False, True):
-        a = replace(make((2, 2, 3, 4, 9, 17), torch.float32), stepwise=stepwise)
-        expected = forward(a, 1)
-        hidden, out = torch.empty_like(expected["hidden"]), torch.empty_like(expected["out"])
-        weights = [address(w) for layer in a.weights for w in layer]
-        native.stack(stack_of(a, a.x), weights, stepwise, address(hidden), address(out), 0, 1)
-        assert torch.equal(out, expected["out"]) and torch.equal(hidden, expected["hidden"])
+    torch.use_deterministic_algorithms(False)
+    check(make(shape, dtype, h0=h0))
 
 
 @pytest.mark.threads
@@ -283,21 +162,21 @@ def test_a_last_state_that_is_not_wanted():
 )
 def test_gradients_that_are_not_wanted(shape, h0):
     """Their memory isn't there, nor is that of what only they read."""
-    a = make(shape, torch.float32, h0=h0)
-    expected = layer_by_layer(a)
-    last = len(a.weights) - 1
-    for threads in (1, 2, 3):
-        made = forward(a, threads)
-        for name in names(a):
-            assert_same(backward(a, made, [name], threads), expected)
-        for wanted in (
-            ["x", "w_ih.0"],
-            ["h0", f"b_hh.{last}"],
-            [f"w_hh.{last}", "b_hh.1"],
-            ["b_ih.0", "b_hh.0"],
-            [],
-        ):
-            assert_same(backward(a, made, wanted, threads), expected)
+    stack = make(shape, torch.float32, h0=h0)
+    expected = layer_by_layer(stack)
+    last = len(stack.call.weights) // 4 - 1
+    several = [
+        ["x", "weight_ih.0"],
+        ["h0", f"bias_hh.{last}"],
+        [f"weight_hh.{last}", "bias_hh.1"],
+        ["bias_ih.0", "bias_hh.0"],
+        [],
+    ]
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results = stack.forward(CPU)
+        for wanted in [[name] for name in stack.names] + several:
+            assert_same(stack.backward(CPU, results, wanted), expected)
 
 
 @pytest.mark.slow
@@ -306,18 +185,18 @@ def test_gradients_that_are_not_wanted(shape, h0):
 @pytest.mark.parametrize("shape", [(2, 2, 1060, 5, 40, 200), (3, 1, 2700, 2, 40, 200)], ids=str)
 def test_several_passes(shape, lengths):
     """Two directions cut the rows into passes at different places."""
-    a = make(shape, torch.float64, lengths)
-    check(replace(a, weights=[[w * 0.5 for w in layer] for layer in a.weights]), [2, 3])
+    check(make(shape, torch.float64, lengths), (2, 3))
 
 
 PRINT_DIGEST = """
 import hashlib, torch
-from tests.test_cpu_stacks import make, forward, backward, names
+from tests.test_cpu_stacks import CPU, make
+torch.set_num_threads(3)
 digest = hashlib.sha256()
 for shape in [(2, 2, 61, 1, 33, 70), (4, 1, 50, 1, 20, 65)]:
-    a = make(shape, torch.float32)
-    made = forward(a, 3)
-    for tensor in [*made.values(), *backward(a, made, names(a), 3).values()]:
+    stack = make(shape, torch.float32)
+    results = stack.forward(CPU)
+    for tensor in [*results.values(), *stack.backward(CPU, results).values()]:
         digest.update(tensor.numpy().tobytes())
 print(digest.hexdigest())
 """
