@@ -16,7 +16,7 @@ from . import dispatch
 from .arguments import weight_shape
 from .backends.base import Outputs, read_by
 from .backends.eager import EagerBackend
-from .call import Call
+from .call import Call, Network
 from .context import needs_composite, watched
 
 _EAGER = EagerBackend()
@@ -40,7 +40,18 @@ def _higher_order(grads: tuple[Optional[Tensor], ...]) -> bool:
     return not torch.compiler.is_compiling() and any(g is not None and _is_legacy_batched(g) for g in grads)
 
 
-def _recorded(
+def fields(network: Network) -> tuple[Any, ...]:
+    """A network, among the arguments of the operators."""
+    return network.nonlinearity, network.layers, list(network.reverse), network.biases, network.step
+
+
+def _recorded_forward(call: Call, backend: str) -> tuple[Tensor, ...]:
+    """A forward pass as a graph holds it."""
+    inputs = (call.x, call.h0, list(call.weights), call.batch_sizes, *fields(call.network))
+    return tuple(torch.ops.rnnfast.rnn(*inputs, True, backend))
+
+
+def _recorded_backward(
     call: Call, outputs: Outputs, needs: tuple[bool, ...], backend: str
 ) -> tuple[Optional[Tensor], ...]:
     """A backward pass as a graph holds it."""
@@ -58,25 +69,27 @@ def _recorded(
     )
     if call.h0 is None and not needs[1] and any(needs[3 :: network.per]):
         h0 = None  # read, and zeros
-    fields = (network.nonlinearity, network.layers, list(network.reverse), network.biases, network.step)
-    inputs = (x, h0, weights, call.batch_sizes, *fields)
+    inputs = (x, h0, weights, call.batch_sizes, *fields(network))
     found = iter(torch.ops.rnnfast.rnn_backward(*inputs, *outputs[:4], list(needs), backend))
     return tuple(next(found) if needed else None for needed in needs)
 
 
 class Recurrence(torch.autograd.Function):
-    """Returns what `compute(call)` does, see `Backend.forward`; x, h0 and weights are those of the call."""
+    """Returns what `compute(call)` does, see `Backend.forward`; x, h0 and weights are those of the call.
+
+    Without `compute` the registered operators compute both passes, as they do where a call is `watched`.
+    """
 
     @staticmethod
     def forward(ctx: Any, compute: Any, call: Any, backend: str, x: Any, h0: Any, *weights: Any) -> Any:
-        outputs = compute(call)
+        outputs = _recorded_forward(call, backend) if compute is None else compute(call)
         needs = ctx.needs_input_grad[3:]
-        read = read_by(call.network, needs, call.steps > 1)
+        read = read_by(call.network, needs, bool(call.steps > 1))
         saved = [tensor if wanted else None for tensor, wanted in zip((x, h0, *weights), read, strict=True)]
         hidden = outputs[2] if len(outputs) > 2 else None
         ctx.save_for_backward(*saved, outputs[0], hidden, call.batch_sizes)
         ctx.set_materialize_grads(False)  # most callers use one of the outputs; the other's is None
-        ctx.call, ctx.backend = call.bare(), backend
+        ctx.call, ctx.backend, ctx.recorded = call.bare(), backend, compute is None
         return outputs
 
     @staticmethod
@@ -88,8 +101,8 @@ class Recurrence(torch.autograd.Function):
         # A gradient of what lies between layers comes from a double backward pass alone.
         if grad_hidden is not None or _higher_order((grad_out, grad_hn)):
             grads = _EAGER.backward(call, outputs, needs)
-        elif watched(out, grad_out, grad_hn, x, h0, *weights):
-            grads = _recorded(call, outputs, needs, backend)
+        elif ctx.recorded or watched(out, grad_out, grad_hn, x, h0, *weights):
+            grads = _recorded_backward(call, outputs, needs, backend)
         else:
             grads = dispatch.find(backend, call, True).backward(call, outputs, needs)
         return None, None, None, *grads

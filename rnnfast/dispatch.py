@@ -203,6 +203,8 @@ def find(backend: str, call: Call, grad: bool) -> Backend:
         ValueError: there is no such backend.
         RuntimeError: the backend is not available, or refuses the problem; the message says why.
     """
+    if not isinstance(backend, str):
+        raise TypeError(f"argument 'backend' must be str, not {type(backend).__name__}")
     problem = call.problem
     rounds = problem[1].type == "cuda" and tf32()
     return _find(backend, problem, grad, torch.are_deterministic_algorithms_enabled(), rounds)
@@ -212,8 +214,6 @@ def find(backend: str, call: Call, grad: bool) -> Backend:
 # dataclass would cost more than the look-up. Bounded, as T and B may vary without end.
 @lru_cache(maxsize=4096)
 def _find(backend: str, sizes: tuple[Any, ...], grad: bool, deterministic: bool, rounds: bool) -> Backend:
-    if not isinstance(backend, str):
-        raise TypeError(f"argument 'backend' must be str, not {type(backend).__name__}")
     kind, device, dtype = sizes[:3]
     problem = Problem(kind, device.type, dtype_name(dtype), *(*sizes[3:], grad, deterministic, rounds))
     name = AUTO if backend == "auto" else backend

@@ -32,7 +32,7 @@ from .context import (
     undisturbed,
     watched,
 )
-from .derivative import apply, composite
+from .derivative import apply, composite, fields
 from .dispatch import check_name, find
 
 
@@ -133,7 +133,7 @@ def rnn_sequence(
     """
     given = (input, h0, weight_ih, weight_hh, bias_ih, bias_hh)
     weights = given[2:4] if bias_ih is None and bias_hh is None else given[2:]
-    if undisturbed():
+    if undisturbed() and isinstance(reverse, bool):
         network = _NETWORKS.get((nonlinearity, reverse, len(weights) == 4, False))
         call = None if network is None else read(network, input, h0, weights, batch_sizes)
         if call is not None:
@@ -257,8 +257,8 @@ def _recorded(
     """As the registered operator, whose states have a dimension of layers and directions."""
     stacked = network.step or network.module
     states = h0 if stacked or h0 is None else h0.unsqueeze(0)
-    fields = (network.nonlinearity, network.layers, list(network.reverse), network.biases, network.step)
-    out, *rest = torch.ops.rnnfast.rnn(x, states, list(weights), batch_sizes, *fields, False, backend)
+    inputs = (x, states, list(weights), batch_sizes, *fields(network))
+    out, *rest = torch.ops.rnnfast.rnn(*inputs, False, backend)
     return (out,) if network.step else (out, rest[0] if stacked else rest[0].squeeze(0))
 
 

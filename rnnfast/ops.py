@@ -17,12 +17,13 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from . import derivative, dispatch
+from . import dispatch
 from .arguments import check_backward, check_fake_batch_sizes, check_names, check_packed, fits, left_to_torch
 from .backends.aten import torch_call
 from .backends.base import Outputs, read_by
 from .call import Call, Network, dense, dense_gradient, made, read
 from .context import needs_grad
+from .derivative import Recurrence
 
 _lib = torch.library.Library("rnnfast", "DEF")
 # Function modes see a call, not what it consists of, as with torch's own operators; so none can change what a
@@ -38,12 +39,6 @@ _BACKWARD = (
     f"rnn_backward({_CALL}, Tensor out, Tensor? hidden, Tensor? grad_out, Tensor? grad_hn, bool[] needs,"
     " str backend) -> Tensor[]"
 )
-
-
-def _flat(call: Call) -> tuple[Any, ...]:
-    network = call.network
-    fields = (network.nonlinearity, network.layers, list(network.reverse), network.biases, network.step)
-    return call.x, call.h0, list(call.weights), call.batch_sizes, *fields
 
 
 def _network(arguments: Sequence[Any]) -> Network:
@@ -138,11 +133,7 @@ def _differentiable(*arguments: Any) -> list[Tensor]:
     if not needs_grad(x, h0, *weights):
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.rnnfast.rnn(*inputs, grad, backend)
-
-    def compute(call: Call) -> tuple[Tensor, ...]:
-        return tuple(torch.ops.rnnfast.rnn(*_flat(call), True, backend))
-
-    return list(derivative.Recurrence.apply(compute, call, backend, x, h0, *weights))
+    return list(Recurrence.apply(None, call, backend, x, h0, *weights))
 
 
 def _backward_call(arguments: Sequence[Any]) -> tuple[Network, tuple[Any, ...], Outputs, tuple[bool, ...]]:
