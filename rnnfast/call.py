@@ -13,6 +13,7 @@ direction that walks from the end takes the same rows from the last step to the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -120,13 +121,6 @@ class Call:
         )
 
 
-def read(
-    network: Network, x: Any, h0: Any, weights: tuple[Any, ...], batch_sizes: Any = None
-) -> Optional[Call]:
-    """A call of these arguments, or None if they are anything but dense tensors of torch's own that fit."""
-    return _read(network, x, h0, weights, batch_sizes)
-
-
 def made(
     network: Network, x: Tensor, h0: Optional[Tensor], weights: tuple[Any, ...], batch_sizes: Optional[Tensor]
 ) -> Call:
@@ -168,11 +162,15 @@ def dense_gradient(tensor: Any) -> Any:
     return dense(tensor)
 
 
-def _never(*arguments: Any) -> None:
+def _unread(network: Network, x: Any, h0: Any, weights: tuple[Any, ...], batch_sizes: Any) -> Optional[Call]:
     return None
 
 
+CPU = torch.device("cpu")
 _ready: bool = native is not None and native.setup(
-    Tensor, torch.nn.Parameter, torch.empty_like, dense_gradient, torch.device("cpu"), DTYPES
+    Tensor, torch.nn.Parameter, torch.empty_like, dense_gradient, CPU, DTYPES
 )
-_read: Any = native.read if _ready else _never
+
+# (network, x, h0, weights, batch_sizes) -> a call, or None if the arguments are anything but dense tensors of
+# torch's own that fit.
+read: Callable[[Network, Any, Any, tuple[Any, ...], Any], Optional[Call]] = native.read if _ready else _unread

@@ -72,7 +72,7 @@ class RNNCell(Interchangeable, TorchRNNCell):
         Raises:
             ValueError, RuntimeError: as `torch.nn.RNNCell` does.
         """
-        # As in RNN._weights, but spelled out: a loop would take twice as long.
+        # As in RNN.forward, but spelled out: a loop would take twice as long.
         p: dict[str, Any] = self._parameters
         weight_ih = p["weight_ih"] if "weight_ih" in p else self.weight_ih  # noqa: SIM401
         weight_hh = p["weight_hh"] if "weight_hh" in p else self.weight_hh  # noqa: SIM401
@@ -83,7 +83,7 @@ class RNNCell(Interchangeable, TorchRNNCell):
         weights = given[:2] if bias_ih is None and bias_hh is None else given
         if undisturbed() and (hx is not None or self._zeros_fit(weight_hh)):
             network = _NETWORKS.get((nonlinearity, len(weights) == 4))
-            call = None if network is None else read(network, input, hx, weights)
+            call = None if network is None else read(network, input, hx, weights, None)
             if call is not None:
                 return run(call, backend)[0]
         if isinstance(input, torch.fx.Proxy):

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, Optional
 
 import torch
+from torch import are_deterministic_algorithms_enabled
 
 from . import crossovers
 from .backends.aten import AtenBackend
@@ -26,7 +27,7 @@ from .backends.cuda import CudaBackend
 from .backends.eager import EagerBackend
 from .backends.precision import tf32
 from .backends.triton import TritonBackend
-from .call import Call
+from .call import CPU, Call
 from .native import native
 
 UNBOUNDED = 2**63
@@ -206,8 +207,9 @@ def find(backend: str, call: Call, grad: bool) -> Backend:
     if not isinstance(backend, str):
         raise TypeError(f"argument 'backend' must be str, not {type(backend).__name__}")
     problem = call.problem
-    rounds = problem[1].type == "cuda" and tf32()
-    return _find(backend, problem, grad, torch.are_deterministic_algorithms_enabled(), rounds)
+    device = problem[1]
+    rounds = device is not CPU and device.type == "cuda" and tf32()
+    return _find(backend, problem, grad, are_deterministic_algorithms_enabled(), rounds)
 
 
 # Keyed on plain values rather than on a Problem: this is on the path of every call, and building the

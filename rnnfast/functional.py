@@ -75,7 +75,7 @@ def rnn_step(
     weights = given[2:4] if bias_ih is None and bias_hh is None else given[2:]
     if hx is not None and undisturbed():
         network = _NETWORKS.get((nonlinearity, False, len(weights) == 4, True))
-        call = None if network is None else read(network, input, hx, weights)
+        call = None if network is None else read(network, input, hx, weights, None)
         if call is not None:
             return run(call, backend)[0]
     check_names(nonlinearity, backend)

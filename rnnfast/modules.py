@@ -144,10 +144,17 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         Raises:
             ValueError, RuntimeError: as `torch.nn.RNN` does.
         """
-        weights, network = self._weights(), self._network
+        # Read anew in each call, so that whatever replaces weights is seen: pruning, parametrizations,
+        # functional_call. Most are still parameters, and finding those in their dict is several times faster
+        # than getattr.
+        parameters = self._parameters
+        weights = tuple(
+            [parameters[n] if n in parameters else getattr(self, n) for n in self._flat_weights_names]
+        )
+        network = self._network
         if network is not None and undisturbed():
             if type(input) is not PackedSequence:
-                call = read(network, input, hx, weights)
+                call = read(network, input, hx, weights, None)
                 if call is not None:
                     output, h_n, *_ = run(call, self.backend)
                     return output, h_n
@@ -159,17 +166,6 @@ class RNN(Interchangeable, torch.nn.RNNBase):
                     output, h_n, *_ = run(call, self.backend)
                     return _packed(output, input), _unsorted(h_n, unsorted_indices)
         return self._prepared(input, hx, weights)
-
-    def _weights(self) -> tuple[Any, ...]:
-        """The weights of every layer and direction, read anew in each call.
-
-        So that whatever replaces them is seen: pruning, parametrizations, functional_call. Most are
-        still parameters, and finding those in their dict is several times faster than getattr.
-        """
-        parameters, found = self._parameters, []
-        for name in self._flat_weights_names:
-            found.append(parameters[name] if name in parameters else getattr(self, name))
-        return tuple(found)
 
     def _prepared(self, input: Any, hx: Any, weights: tuple[Any, ...]) -> tuple[Any, Tensor]:
         """Makes a call time-major and batched, or leaves it to torch's class."""

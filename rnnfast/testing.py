@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rnnfast import dispatch, reference
-from rnnfast.backends.base import Problem
+from rnnfast.arguments import check_packed, fits
+from rnnfast.backends.base import Backend, Outputs, Problem
+from rnnfast.call import Call, Network, made, read
+from rnnfast.ops import dense_call
 
 # Those that take tensors on the CPU, where the tests make them.
 _PLAIN = Problem("step", "cpu", "float32", input_size=1, hidden_size=1, batch=1, steps=1)
@@ -60,6 +63,13 @@ class Case:
     def leaves(self) -> list[Tensor]:
         """The arguments that can have gradients, made to require them."""
         return [t.requires_grad_() for t in self.args if t is not None]
+
+    def call(self, nonlinearity: str = "tanh", reverse: bool = False, step: bool = False) -> Call:
+        """The layer as backends get it; with `step` its first step alone."""
+        x, h0, *weights = self.args
+        given = tuple(weight for weight in weights if weight is not None)
+        network = Network(nonlinearity, reverse=(reverse,), biases=len(given) == 4, step=step)
+        return call_of(network, x[0] if step else x, h0, given, self.batch_sizes)
 
     def to(self, dtype: torch.dtype) -> Case:
         inputs = {k: None if t is None else t.detach().to(dtype) for k, t in self.inputs.items()}
@@ -117,6 +127,39 @@ def make(
         "bias_hh": bias_hh if bias else None,
     }
     return Case(arguments, normal(*rows, hidden), normal(batch, hidden), batch_sizes).to(dtype)
+
+
+def call_of(
+    network: Network,
+    x: Tensor,
+    h0: Optional[Tensor],
+    weights: tuple[Tensor, ...],
+    batch_sizes: Optional[Tensor] = None,
+) -> Call:
+    """A call for `Backend.forward`, which has passed the checks that every call passes."""
+    call = read(network, x, h0, weights, batch_sizes)
+    if call is not None:
+        return call
+    if batch_sizes is not None:
+        check_packed(batch_sizes, x, h0)
+    assert fits(network, x, h0, weights, batch_sizes is not None), "these are not the arguments of a call"
+    return dense_call(made(network, x, h0, weights, batch_sizes))
+
+
+def backward(
+    backend: Backend,
+    call: Call,
+    results: tuple[Tensor, ...],
+    grads: tuple[Optional[Tensor], Optional[Tensor]],
+    needs: Optional[tuple[bool, ...]] = None,
+) -> tuple[Optional[Tensor], ...]:
+    """The gradients of x, h0 and each weight: of all, or where `needs` says so.
+
+    `results` are those of `backend.forward(call)`, and `grads` the gradients of output and h_n.
+    """
+    hidden = results[2] if len(results) > 2 else None
+    needs = (True,) * (2 + len(call.weights)) if needs is None else needs
+    return backend.backward(call, Outputs(results[0], hidden, *grads), needs)
 
 
 def expected(case: Case, nonlinearity: str, reverse: bool = False) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -13,15 +13,17 @@ import pytest
 import torch
 
 from rnnfast import testing
-from rnnfast.backends.base import Needs
-from rnnfast.backends.cpu import CpuBackend, native
+from rnnfast.backends.cpu import CpuBackend
+from rnnfast.call import Network
+from rnnfast.native import native
+from rnnfast.testing import NAMES
 
 if native is None:
     pytest.skip(
         "the native CPU extension is not built, so only its absence is tested", allow_module_level=True
     )
 
-FIELDS = ("x", "h0", "weight_ih", "weight_hh", "bias")
+CPU = CpuBackend()
 INSTRUCTION_SETS = native.instruction_sets()
 
 
@@ -43,16 +45,10 @@ def threads():
 
 def run(case, nonlinearity="tanh", reverse=False):
     """All results of a layer, by name."""
-    cpu = CpuBackend()
-    x, h0, weight_ih, weight_hh, bias_ih, bias_hh = case.args
-    rows = x.reshape(-1, x.shape[-1])
-    walk = (nonlinearity, case.batch_sizes, reverse)
-    out, h_n = cpu.sequence_forward(rows, h0, weight_ih, weight_hh, bias_ih, bias_hh, *walk)
-    grad_out = case.grad_out.reshape(out.shape)
-    grads = cpu.sequence_backward(
-        grad_out, case.grad_hn, rows, h0, weight_ih, weight_hh, out, *walk, needs=Needs()
-    )
-    return {"out": out, "h_n": h_n, **{name: getattr(grads, name) for name in FIELDS}}
+    call = case.call(nonlinearity, reverse)
+    out, h_n = CPU.forward(call)
+    grads = testing.backward(CPU, call, (out, h_n), (case.grad_out, case.grad_hn))
+    return {"out": out, "h_n": h_n, **dict(zip(NAMES, grads, strict=True))}
 
 
 def assert_same_bits(left, right):
@@ -79,10 +75,10 @@ def compare(case, nonlinearity, reverse):
     out, h_n, grads = testing.expected(case, nonlinearity, reverse)
     actual = run(case, nonlinearity, reverse)
     tolerance = case.tolerance()
-    testing.check("out", actual["out"], out.reshape(actual["out"].shape), tolerance)
+    testing.check("out", actual["out"], out, tolerance)
     testing.check("h_n", actual["h_n"], h_n, tolerance)
-    for name, grad in zip(FIELDS, grads, strict=False):
-        testing.check(f"gradient of {name}", actual[name], grad.reshape(actual[name].shape), tolerance)
+    for name, grad in zip(NAMES, grads, strict=True):
+        testing.check(f"gradient of {name}", actual[name], grad, tolerance)
 
 
 # More rows than a chain of additions is long, in one slab of the gradients and in several.
@@ -116,22 +112,18 @@ def test_tensors_may_begin_anywhere(shape, dtype, instruction_set):
 @pytest.mark.parametrize("shape", [(2, 3, 28, 40), (67, 31, 5, 50), (9, 43, 210, 211)], ids=str)
 def test_bits_of_a_gradient_do_not_depend_on_which_are_wanted(shape):
     case = testing.make(shape, torch.float32)
-    x, h0, weight_ih, weight_hh, bias_ih, bias_hh = case.args
-    rows = x.reshape(-1, x.shape[-1])
-    out, _ = CpuBackend().sequence_forward(
-        rows, h0, weight_ih, weight_hh, bias_ih, bias_hh, "tanh", None, False
-    )
+    call = case.call()
+    results = CPU.forward(call)
 
-    def gradients(needs):
-        grad_out = case.grad_out.reshape(out.shape)
-        return CpuBackend().sequence_backward(
-            grad_out, None, rows, h0, weight_ih, weight_hh, out, "tanh", None, False, needs=needs
-        )
+    def gradients(*wanted):
+        needs = tuple(name in wanted for name in NAMES)
+        return testing.backward(CPU, call, results, (case.grad_out, None), needs)
 
-    everything = gradients(Needs())
-    for name in FIELDS:
-        only = gradients(Needs(**{field: field == name for field in FIELDS}))
-        assert torch.equal(getattr(only, name), getattr(everything, name))
+    everything = gradients(*NAMES)
+    for i, name in enumerate(NAMES):
+        only = gradients(name)
+        assert torch.equal(only[i], everything[i]), name
+        assert all(grad is None for grad in only[:i] + only[i + 1 :]), name
 
 
 # Sizes at which the work is shared over the batch and over the columns, and at which it is not shared.
@@ -161,23 +153,20 @@ def test_bits_do_not_depend_on_threads(shape, dtype, lengths, threads):
 @pytest.mark.threads
 def test_bits_do_not_depend_on_how_a_long_walk_is_cut(threads):
     """The rows are taken in two passes: 12000 of them by the whole team, and the last one by one thread."""
-    batch_sizes = torch.tensor([6000, 6000, 1])
     rows, input_size, hidden_size = 12001, 232, 200
     x, grad_out = torch.randn(rows, input_size), torch.randn(rows, hidden_size)
-    h0, walk = torch.randn(6000, hidden_size), ("tanh", batch_sizes, True)
     weights = [torch.randn(hidden_size, size) / size**0.5 for size in (input_size, hidden_size)]
     bias = torch.randn(hidden_size)
-    out, _ = CpuBackend().sequence_forward(x, h0, *weights, bias, bias, *walk)
+    inputs = dict(zip(NAMES, (x, torch.randn(6000, hidden_size), *weights, bias, bias), strict=True))
+    case = testing.Case(inputs, grad_out, torch.zeros(6000, hidden_size), torch.tensor([6000, 6000, 1]))
 
     def gradients(count):
         threads(count)
-        return CpuBackend().sequence_backward(grad_out, None, x, h0, *weights, out, *walk, needs=Needs())
+        return run(case, reverse=True)
 
     alone = gradients(1)
     for count in (2, 3, 5):
-        together = gradients(count)
-        for name in FIELDS:
-            assert torch.equal(getattr(together, name), getattr(alone, name)), (name, count)
+        assert_same_bits(gradients(count), alone)
 
 
 PRINT_DIGEST = """
@@ -213,7 +202,6 @@ def test_bits_do_not_depend_on_how_many_threads_openmp_grants():
 def test_bits_do_not_depend_on_the_batch(shape, dtype):
     case = testing.make(shape, dtype)
     whole = run(case)
-    steps, batch, _, hidden = shape
     for b in (0, 7, 16):
         one = case.to(dtype)
         one.inputs = {**case.inputs, "x": case.inputs["x"][:, b : b + 1], "h0": case.inputs["h0"][b : b + 1]}
@@ -221,9 +209,9 @@ def test_bits_do_not_depend_on_the_batch(shape, dtype):
         one.grad_out = case.grad_out[:, b : b + 1].contiguous()
         one.grad_hn = case.grad_hn[b : b + 1]
         alone = run(one)
-        assert torch.equal(alone["out"][:, None], whole["out"].view(steps, batch, hidden)[:, b : b + 1])
+        assert torch.equal(alone["out"], whole["out"][:, b : b + 1])
         assert torch.equal(alone["h_n"], whole["h_n"][b : b + 1])
-        assert torch.equal(alone["x"][:, None], whole["x"].view(steps, batch, -1)[:, b : b + 1])
+        assert torch.equal(alone["x"], whole["x"][:, b : b + 1])
         assert torch.equal(alone["h0"], whole["h0"][b : b + 1])
 
 
@@ -235,10 +223,9 @@ def test_bits_of_a_packed_sequence_are_those_of_the_sequence_alone():
     try:
         for b, length in enumerate(lengths):
             x = torch.stack([step[b] for step in case.inputs["x"].split(case.batch_sizes.tolist())[:length]])
-            alone, _ = CpuBackend().sequence_forward(
-                x, case.inputs["h0"][b : b + 1], *case.args[2:], "tanh", None, False
-            )
-            assert torch.equal(alone, torch.stack([step[b] for step in whole[:length]]))
+            inputs = {**case.inputs, "x": x[:, None], "h0": case.inputs["h0"][b : b + 1]}
+            alone, _ = CPU.forward(testing.Case(inputs, case.grad_out, case.grad_hn).call())
+            assert torch.equal(alone[:, 0], torch.stack([step[b] for step in whole[:length]]))
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -273,10 +260,10 @@ def test_error_is_at_most_twice_that_of_torch(shape, nonlinearity):
     ours = run(case, nonlinearity)
     pairs = [("out", ours["out"], their_out.detach(), out)]
     their_grads = [x.grad, h0.grad, *(p.grad for p in theirs.parameters())]
-    for name, their, exact in zip(FIELDS, their_grads, grads, strict=False):
+    for name, their, exact in zip(NAMES, their_grads, grads, strict=True):
         pairs.append((f"gradient of {name}", ours[name], their, exact))
     for name, our, their, exact in pairs:
-        our_error = (our.double().view(exact.shape) - exact).norm()
+        our_error = (our.double() - exact).norm()
         their_error = (their.double() - exact).norm()
         assert our_error <= 2 * their_error, f"{name}: {our_error:.2e}, torch's {their_error:.2e}"
 
@@ -289,7 +276,9 @@ def test_activation_over_its_whole_range(dtype, instruction_set):
     one, zero = torch.ones(1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
     h = zero.expand(len(x), 1).contiguous()
     for nonlinearity, exact in (("tanh", torch.tanh(x.double())), ("relu", torch.relu(x.double()))):
-        out = CpuBackend().step_forward(x, h, one, zero, None, None, nonlinearity)
+        (out,) = CPU.forward(
+            testing.call_of(Network(nonlinearity, biases=False, step=True), x, h, (one, zero))
+        )
         assert torch.equal(out.isnan(), exact.isnan())
         finite = ~exact.isnan()
         error = (out[finite].double() - exact[finite]).abs()

@@ -7,9 +7,9 @@ from torch.export import Dim
 import rnnfast
 from rnnfast.functional import rnn_sequence
 
-pytest.importorskip("onnx", reason="needs onnx: pip install 'rnnfast[test]'")
-pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'rnnfast[test]'")
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'rnnfast[test]'")
+pytest.importorskip("onnx", reason="needs onnx: pip install --group test")
+pytest.importorskip("onnxscript", reason="needs onnxscript: pip install --group test")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install --group test")
 
 DYNAMIC = {0: Dim("T", min=1, max=4096), 1: Dim("B", min=1, max=1024)}
 

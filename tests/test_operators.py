@@ -207,8 +207,9 @@ class Layer(torch.nn.Module):
         self.weights = torch.nn.ParameterList(weights)
 
     def forward(self, x, h):
-        out, h_n = rnn_sequence(x, h, *self.weights)
-        return out, h_n, rnn_step(x[0], h, *self.weights)
+        weights = tuple(self.weights)  # torch.compile of torch 2.11 and 2.12 can't unpack a ParameterList
+        out, h_n = rnn_sequence(x, h, *weights)
+        return out, h_n, rnn_step(x[0], h, *weights)
 
 
 def traced(layer, x, h):

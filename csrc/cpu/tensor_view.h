@@ -67,6 +67,10 @@ struct Shape {
   Shape(int64_t a, int64_t b, int64_t c) : ndim(3), sizes{a, b, c} {}
   explicit Shape(const View& view) : ndim(view.ndim), sizes{} { memcpy(sizes, view.shape, sizeof(view.shape)); }
 
+  bool operator==(const Shape& other) const {
+    return ndim == other.ndim && !memcmp(sizes, other.sizes, size_t(ndim) * sizeof(int64_t));
+  }
+
   // With another last dimension.
   Shape ending(int64_t size) const {
     Shape other = *this;

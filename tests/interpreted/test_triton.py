@@ -10,6 +10,8 @@ from rnnfast.backends.triton import INTERPRETED
 from rnnfast.functional import rnn_sequence, rnn_step
 from rnnfast.testing import LENGTHS, NAMES, NONLINEARITIES, SHAPES, check, expected, make
 from tests.compare import compare_sequence, make_without_hn
+from tests.stacks import compare as compare_stack
+from tests.stacks import make as make_stack
 
 assert INTERPRETED, "set TRITON_INTERPRET=1: " + __doc__
 
@@ -58,6 +60,15 @@ def test_large_layers(shape, dtype):
 def test_packed(lengths, dtype, reverse, way):
     case = make((0, 0, 5, 19), dtype, "tanh", lengths=lengths)
     compare_sequence(case, "tanh", reverse, "triton")
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 5, 2, 1]], ids=["dense", "packed"])
+@pytest.mark.parametrize("h0", [True, False])
+@pytest.mark.parametrize("shape", [(3, 2, 4, 3, 4, 18), (2, 1, 1, 2, 3, 5)], ids=str)
+@each_dtype
+def test_stack(shape, dtype, h0, lengths, way):
+    """Below the module: layers and directions as the base class of backends puts them together."""
+    compare_stack(make_stack(shape, dtype, lengths, h0), "triton")
 
 
 @pytest.mark.slow
