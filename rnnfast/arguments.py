@@ -193,7 +193,8 @@ def check_backward(
     given = [(name, tensor) for name, tensor in states if tensor is not None]
     for name, tensor in given if packed else ():
         if tensor.dim() < 2:
-            raise RuntimeError(f"{name} must have {3 if network.module else 2} dimensions, got {described(tensor)}")
+            dims = 3 if network.module else 2
+            raise RuntimeError(f"{name} must have {dims} dimensions, got {described(tensor)}")
     batch = x.shape[-2] if not packed else given[0][1].shape[-2] if given else None
     rows = tuple(x.shape[:-1])
     state = (batch, hidden_size) if network.step or not network.module else (count, batch, hidden_size)
