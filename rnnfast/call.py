@@ -96,7 +96,8 @@ class Call:
                 tensor.shape != shape or tensor.dtype is not dtype or tensor.device != device
             ):
                 raise RuntimeError(
-                    f"{name} is not what the forward pass of this call had: its shape, dtype or device differs"
+                    f"{name} is not what the forward pass of this call had:"
+                    " its shape, dtype or device differs"
                 )
         if batch_sizes is not None and not self._walks(batch_sizes):
             raise RuntimeError("batch_sizes are not those that the forward pass of this call had")
