@@ -126,7 +126,12 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "rnnfast._cpu",
-            ["csrc/cpu/bindings.cpp", "csrc/cpu/call.cpp", *(f"csrc/cpu/{name}" for name in FLAGS)],
+            [
+                "csrc/cpu/bindings.cpp",
+                "csrc/cpu/call.cpp",
+                "csrc/cpu/run.cpp",
+                *(f"csrc/cpu/{name}" for name in FLAGS),
+            ],
             depends=glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inc", recursive=True),
             cxx_std=17,
             extra_compile_args=["-O3"],

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from .context import watching
 from .native import DTYPES, native
 
 
@@ -67,20 +68,13 @@ class Call:
     h0: Optional[Tensor]
     weights: tuple[Any, ...]
     batch_sizes: Optional[Tensor]
+    problem: tuple[Any, ...]
     steps: int
     batch: int
     rows: int
     input_size: int
     hidden_size: int
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def problem(self) -> tuple[Any, ...]:
-        kind = "step" if self.network.step else "sequence"
-        sizes = (self.input_size, self.hidden_size, self.batch, self.steps)
-        layers = (self.network.layers, len(self.network.reverse))
-        return kind, self.device, self.dtype, *sizes, self.batch_sizes is not None, *layers
+    _shapes: tuple[tuple[int, ...], ...]  # of x, h0 and the weights
 
     def bare(self) -> Call:
         """The same without tensors, which an autograd node keeps; the tensors themselves autograd saves."""
@@ -90,13 +84,42 @@ class Call:
         """The same with these tensors, made dense; x, h0 and each weight may be None where none reads them.
 
         Raises:
-            RuntimeError: a tensor's shape, dtype or device is not that of the forward pass.
+            RuntimeError: a tensor's shape, dtype or device is not that of the forward pass, or batch_sizes
+                are not those of as many rows.
         """
+        names, (_, device, dtype, *_) = ("x", "h0", *["a weight"] * len(self.weights)), self.problem
+        tensors = [dense_gradient(tensor) for tensor in (x, h0, *weights)]
+        if len(tensors) != len(names):
+            raise RuntimeError(f"weights must be a tuple of {len(self.weights)}")
+        for name, tensor, shape in zip(names, tensors, self._shapes, strict=True):
+            if tensor is not None and (
+                tensor.shape != shape or tensor.dtype is not dtype or tensor.device != device
+            ):
+                raise RuntimeError(
+                    f"{name} is not what the forward pass of this call had:"
+                    " its shape, dtype or device differs"
+                )
+        if batch_sizes is not None and not self._walks(batch_sizes):
+            raise RuntimeError("batch_sizes are not those that the forward pass of this call had")
         other = Call.__new__(Call)
         other.__dict__.update(self.__dict__)
-        other.x, other.h0, other.batch_sizes = dense_gradient(x), dense_gradient(h0), batch_sizes
-        other.weights = tuple(dense_gradient(weight) for weight in weights)
+        other.x, other.h0, *rest = tensors
+        other.weights, other.batch_sizes = tuple(rest), batch_sizes
         return other
+
+    def _walks(self, batch_sizes: Tensor) -> bool:
+        """Whether these can be the batch_sizes of the forward pass."""
+        if batch_sizes.shape != (self.steps,) or batch_sizes.dtype is not torch.int64:
+            return False
+        if watching() or type(batch_sizes) is not Tensor:  # a graph knows no values; its operators look
+            return True
+        sizes = batch_sizes.tolist() if batch_sizes.is_cpu else []
+        return (
+            sizes[:1] == [self.batch]
+            and sizes[-1] >= 1
+            and sum(sizes) == self.rows
+            and sizes == sorted(sizes, reverse=True)
+        )
 
 
 def made(
@@ -105,7 +128,6 @@ def made(
     """A call of arguments that `arguments.fits` has let pass; x is time-major and has a batch."""
     call = Call.__new__(Call)
     call.network, call.x, call.h0, call.weights, call.batch_sizes = network, x, h0, weights, batch_sizes
-    call.dtype, call.device = x.dtype, x.device
     call.input_size, call.hidden_size = x.shape[-1], weights[1].shape[0]
     if batch_sizes is not None:
         # A graph has no number for batch_sizes[0], but for the number of states.
@@ -115,6 +137,13 @@ def made(
         call.steps = 1 if network.step else x.shape[0]
         call.batch = x.shape[-2]
         call.rows = call.steps * call.batch
+    sizes = call.input_size, call.hidden_size, call.batch, call.steps
+    count, kind = network.layers * len(network.reverse), "step" if network.step else "sequence"
+    layers = network.layers, len(network.reverse)
+    call.problem = kind, x.device, x.dtype, *sizes, batch_sizes is not None, *layers
+    leading = (count,) if network.module and not network.step else ()
+    state = (*leading, call.batch, call.hidden_size) if h0 is None else h0.shape
+    call._shapes = x.shape, state, *(weight.shape for weight in weights)
     return call
 
 

@@ -22,7 +22,7 @@ from .arguments import check_backward, check_fake_batch_sizes, check_names, chec
 from .backends.aten import torch_call
 from .backends.base import Outputs, read_by
 from .call import Call, Network, dense, dense_gradient, made, read
-from .context import needs_grad
+from .context import PLAIN, needs_grad
 from .derivative import Recurrence
 
 _lib = torch.library.Library("rnnfast", "DEF")
@@ -113,8 +113,14 @@ def _kernel(*arguments: Any) -> list[Tensor]:
 
 def dense_call(call: Call) -> Call:
     """The same of dense tensors, read by native code if there is one."""
-    tensors = dense(call.x), dense(call.h0), tuple(dense(weight) for weight in call.weights)
+    tensors = _memory(call.x), _memory(call.h0), tuple(_memory(weight) for weight in call.weights)
     return read(call.network, *tensors, call.batch_sizes) or made(call.network, *tensors, call.batch_sizes)
+
+
+def _memory(tensor: Any) -> Any:
+    """`dense`, and of torch's own type: what a subclass has to say was asked before an operator runs."""
+    tensor = dense(tensor)
+    return tensor if type(tensor) in PLAIN else tensor.as_subclass(Tensor)
 
 
 def _differentiable(*arguments: Any) -> list[Tensor]:
@@ -161,18 +167,18 @@ def _fake_backward(*arguments: Any) -> list[Tensor]:
 def _kernel_backward(*arguments: Any) -> list[Tensor]:
     network, (x, h0, weights, batch_sizes), outputs, needs = _backward_call(arguments)
     if batch_sizes is not None:
-        check_packed(batch_sizes, x, h0)
+        check_packed(batch_sizes, x, outputs.grad_hn if h0 is None else h0)
     with unseen():
         steps = len(batch_sizes) if batch_sizes is not None else 1 if network.step else x.shape[0]
         read_flags = read_by(network, needs, steps > 1)
         # What no gradient reads may have no memory behind it.
         x, h0, *weights = (
-            tensor if tensor is None else dense(tensor) if wanted else tensor.new_empty(tensor.shape)
+            tensor if tensor is None else _memory(tensor) if wanted else tensor.new_empty(tensor.shape)
             for tensor, wanted in zip((x, h0, *weights), read_flags, strict=True)
         )
         given: Any = (network, x, h0, tuple(weights), batch_sizes)
         call = read(*given) or made(*given)
-        outputs = Outputs(*(dense_gradient(tensor) for tensor in outputs))
+        outputs = Outputs(*(_memory(dense_gradient(tensor)) for tensor in outputs))
         grads = dispatch.find(arguments[-1], call, True).backward(call, outputs, needs)
         return _detached([grad for grad in grads if grad is not None])
 

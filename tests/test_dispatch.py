@@ -36,7 +36,7 @@ def awkward(monkeypatch):
         dispatch.register(Awkward(**reasons))
 
     yield register
-    dispatch.find.cache_clear()
+    dispatch._find.cache_clear()
 
 
 def test_auto_takes_the_first_preference_that_can():
@@ -138,9 +138,9 @@ def test_complex_is_for_torch():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_explain_a_named_backend(backend):
     rnn = rnnfast.RNN(4, 8, num_layers=2, batch_first=True, backend=backend)
-    explanation = rnnfast.explain(rnn, torch.zeros(2, 3, 4), layer=1)
+    explanation = rnnfast.explain(rnn, torch.zeros(2, 3, 4))
     assert (explanation.backend, explanation.reason) == (backend, "asked for by name")
-    assert explanation.problem == Problem("sequence", "cpu", "float32", 8, 8, 2, 3, grad=True)
+    assert explanation.problem == Problem("sequence", "cpu", "float32", 4, 8, 2, 3, layers=2, grad=True)
     assert set(explanation.others) == set(dispatch.names()) - {backend}
 
 
@@ -153,6 +153,35 @@ def test_explain_auto():
     assert all(explanation.others.values())
     for name, reason in explanation.others.items():
         assert f"not {name}: {reason}" in str(explanation)
+
+
+def test_explain_asks_what_the_call_asks(monkeypatch):
+    """The problem of the whole stack, as it is in the call."""
+    asked = []
+
+    class Asked(Awkward):
+        name = "asked"
+
+        def refuses(self, problem):
+            asked.append(problem)
+            return "only asked"
+
+    monkeypatch.setattr(dispatch, "_registry", dict(dispatch._registry))
+    dispatch.register(Asked())
+    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(n, 4) for n in (5, 2)])
+    for module, input in (
+        (rnnfast.RNN(4, 8, 3, bidirectional=True, batch_first=True), torch.zeros(2, 3, 4)),
+        (rnnfast.RNN(4, 8, 2, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64)),
+        (rnnfast.RNN(4, 8, bidirectional=True), packed),
+        (rnnfast.RNNCell(4, 8), torch.zeros(2, 4)),
+    ):
+        module.backend = "asked"
+        for call in (module, lambda input, module=module: rnnfast.explain(module, input)):
+            with pytest.raises(RuntimeError, match="only asked"):
+                call(input)
+        assert asked[-1] == asked[-2]
+    monkeypatch.undo()
+    dispatch._find.cache_clear()
 
 
 def test_explain_packed():

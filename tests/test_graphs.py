@@ -92,11 +92,11 @@ def test_backend_is_chosen_when_the_graph_runs(monkeypatch):
     monkeypatch.setattr(rnnfast.ops, "find", find)
     small = rnnfast.dispatch.Region("sequence", batch=(0, 4))
     monkeypatch.setattr(rnnfast.dispatch, "SLOWER", {name: (small,) for name in ("cpu", "aten")})
-    rnnfast.dispatch.find.cache_clear()
+    rnnfast.dispatch._find.cache_clear()
     with torch.no_grad():
         compiled(input_of(4, 3))
         compiled(input_of(4, 5))
-    rnnfast.dispatch.find.cache_clear()
+    rnnfast.dispatch._find.cache_clear()
     assert chosen[0] == ("auto", "eager")
     assert chosen[1][0] == "auto" and chosen[1][1] != "eager"
 

@@ -204,5 +204,5 @@ def test_what_show_config_says_of_threads(monkeypatch, ours, lost, text):
     native = SimpleNamespace(
         team_lost=lambda: lost, openmp=lambda library=None: ours if library is None else "/torch/libgomp.so.1"
     )
-    monkeypatch.setattr(cpu, "native", native)
+    monkeypatch.setattr(config, "native", native)
     assert config._openmp().startswith(text)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+# Layers and directions of a stack.
+STACKS = {"bidirectional": (2, 2), "2layers": (2, 1), "4layers": (4, 1)}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -15,7 +18,7 @@ class Case:
     hidden_size: int
     training: bool = False  # forward and backward; gradients of all parameters, none of the input
     kind: str = "sequence"  # or "step": one RNNCell call
-    layout: str = "dense"  # or "packed" (lengths from T/4 to T), "bidirectional" (two layers)
+    layout: str = "dense"  # or "packed" (lengths from T/4 to T), or a key of STACKS
     nonlinearity: str = "tanh"
     dtype: str = "float32"
     threads: int = 2
@@ -32,11 +35,11 @@ class Case:
 
     @property
     def directions(self) -> int:
-        return 2 if self.layout == "bidirectional" else 1
+        return STACKS.get(self.layout, (1, 1))[1]
 
     @property
     def layers(self) -> int:
-        return 2 if self.layout == "bidirectional" else 1
+        return STACKS.get(self.layout, (1, 1))[0]
 
     @property
     def mode(self) -> str:

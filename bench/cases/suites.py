@@ -13,7 +13,7 @@ hour:
 - a case of more than `MOST_FLOPS` a call takes T = 35 in place of 100: time per step does not depend on T
   there.
 
-`core` is the ten shapes for which the project has set itself targets, and the single steps. `quick` is a
+`core` is the shapes for which the project has set itself targets: layers, stacks, single steps. `quick` is a
 part of `core` for a first look. `gpu`, on a CUDA device, is a B x H plane at T = 100 in float32 (exact, no
 TF32) and bfloat16, and a few points for T, I, activation, layout and single steps, for every contender.
 `gpu-layers` and `gpu-steps` time our CUDA and Triton kernels against cuDNN over more sizes, with float16 and
@@ -44,6 +44,16 @@ CORE = [
     Case(100, 64, 1024, 1024),
     Case(35, 32, 28, 256),
 ]
+STACKS = [
+    *(
+        Case(100, 1, H, H, layout=layout)
+        for layout in ("bidirectional", "2layers", "4layers")
+        for H in (64, 128, 256)
+    ),
+    Case(100, 8, 128, 128, layout="bidirectional"),
+    Case(100, 32, 256, 256, layout="bidirectional"),
+    Case(1, 1, 64, 64, layout="bidirectional"),
+]
 MEMORY = Case(1000, 32, 256, 256, training=True)  # whose peak memory is measured
 STEP_SIZES = [(B, H) for B in (1, 8, 64) for H in (64, 256, 1024)]
 
@@ -64,7 +74,7 @@ def _affordable(case: Case) -> Case:
 
 
 def core() -> list[Case]:
-    return _both_modes(CORE) + _steps()
+    return _both_modes(CORE + STACKS) + _steps()
 
 
 def _steps() -> list[Case]:

@@ -35,7 +35,7 @@ def torch_call(
         unbatched = network.module and x.dim() == 1
         if unbatched:
             x, h0 = x.unsqueeze(0), None if h0 is None else h0.unsqueeze(0)
-        if h0 is None:
+        if h0 is None and network.module:
             h0 = x.new_zeros(x.shape[0], weights[1].shape[0])
         out = cell(x, h0, *weights, *(() if network.biases else (None, None)))
         return (out.squeeze(0) if unbatched else out,)

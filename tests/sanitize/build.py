@@ -42,7 +42,8 @@ def cpu_extension(sets: Sequence[str]) -> Path:
     include = ["-I", str(Path(torch.__file__).parent / "include"), "-I", sysconfig.get_paths()["include"]]
     units = [(CSRC / "cpu" / f"kernels_{name}.cpp", [*KERNEL, *SETS[name]]) for name in sets]
     units += [
-        (CSRC / "cpu" / name, [*include, "-fvisibility=hidden"]) for name in ("bindings.cpp", "call.cpp")
+        (CSRC / "cpu" / name, [*include, "-fvisibility=hidden"])
+        for name in ("bindings.cpp", "call.cpp", "run.cpp")
     ]
     aliases = []
     if "avx512bf16" in sets:
