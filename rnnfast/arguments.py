@@ -189,12 +189,11 @@ def check_backward(
     if weights[0].dim() != 2:
         raise RuntimeError(f"weight_ih must have 2 dimensions, got {described(weights[0])}")
     hidden_size = weights[0].shape[0]
-    states = [("h0", h0), ("the gradient of h_n", grads[1])]
-    given = [(name, tensor) for name, tensor in states if tensor is not None]
-    for name, tensor in given if packed else ():
-        if tensor.dim() < 2:
-            raise RuntimeError(f"{name} must have {3 if network.module else 2} dimensions, got {described(tensor)}")
-    batch = x.shape[-2] if not packed else given[0][1].shape[-2] if given else None
+    states = h0 if h0 is not None else grads[1]
+    if packed and states is not None and states.dim() < 2:
+        name, dims = "h0" if h0 is not None else "the gradient of h_n", 3 if network.module else 2
+        raise RuntimeError(f"{name} must have {dims} dimensions, got {described(states)}")
+    batch = x.shape[-2] if not packed else None if states is None else states.shape[-2]
     rows = tuple(x.shape[:-1])
     state = (batch, hidden_size) if network.step or not network.module else (count, batch, hidden_size)
     flat_rows = x.shape[0] if network.step or packed else x.shape[0] * x.shape[1]
