@@ -189,17 +189,20 @@ def check_backward(
     if weights[0].dim() != 2:
         raise RuntimeError(f"weight_ih must have 2 dimensions, got {described(weights[0])}")
     hidden_size = weights[0].shape[0]
-    states = h0 if h0 is not None else grads[1]
-    if packed and states is not None and states.dim() < 2:
-        name, dims = "h0" if h0 is not None else "the gradient of h_n", 3 if network.module else 2
-        raise RuntimeError(f"{name} must have {dims} dimensions, got {described(states)}")
-    batch = x.shape[-2] if not packed else None if states is None else states.shape[-2]
+    states = [("h0", h0), ("the gradient of h_n", grads[1])]
+    given = [(name, tensor) for name, tensor in states if tensor is not None]
+    for name, state in given if packed else ():
+        if state.dim() < 2:
+            dims = 3 if network.module else 2
+            raise RuntimeError(f"{name} must have {dims} dimensions, got {described(state)}")
+    batch = x.shape[-2] if not packed else given[0][1].shape[-2] if given else None
     rows = tuple(x.shape[:-1])
-    state = (batch, hidden_size) if network.step or not network.module else (count, batch, hidden_size)
+    leading = (count,) if network.module and not network.step else ()
     flat_rows = x.shape[0] if network.step or packed else x.shape[0] * x.shape[1]
     wanted: list[tuple[str, Optional[Tensor], tuple[Any, ...], bool]] = [("x", x, tuple(x.shape), False)]
     if batch is not None:  # else there are no states
-        wanted += [("h0", h0, state, False), ("the gradient of h_n", grads[1], state, True)]
+        state_shape = (*leading, batch, hidden_size)
+        wanted += [("h0", h0, state_shape, False), ("the gradient of h_n", grads[1], state_shape, True)]
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     for i, weight in enumerate(weights):
         shape_of = weight_shape(network, i, x.shape[-1], hidden_size)

@@ -184,6 +184,11 @@ def rnn_stack(
             output, h_n, *_ = run(call, backend)
             return output, h_n
     given = (input, h0, *weights)
+    check_names(network.nonlinearity, backend)
+    for i, tensor in enumerate(given):
+        if not isinstance(tensor, Tensor) and not (i == 1 and tensor is None):
+            name = ("input", "h0")[i] if i < 2 else f"weights[{i - 2}]"
+            raise TypeError(f"argument '{name}' must be Tensor, not {type(tensor).__name__}")
     if not ordinary(*given) and overridden(*given):
         return handle_torch_function(rnn_stack, given, network, input, h0, weights, batch_sizes, backend)
     output, h_n, *_ = _prepared(network, input, h0, weights, batch_sizes, backend)

@@ -186,6 +186,9 @@ class RNN(Interchangeable, torch.nn.RNNBase):
             state = hx if hx is None or sorted_indices is None else hx.index_select(1, sorted_indices)
             if not self._fits(rows, state, batch, 2, weights):
                 return self.torchs(input, hx)
+            if state is None and torch.compiler.is_compiling():  # a graph can't ask batch_sizes for B again
+                states = self.num_layers * (2 if self.bidirectional else 1)
+                state = rows.new_zeros(states, batch, self.hidden_size)
             output, h_n = self._segments(rows, state, batch_sizes, weights)
             return _packed(output, input), _unsorted(h_n, unsorted_indices)
         unbatched = input.dim() == 2

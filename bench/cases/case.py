@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-
 # Layers and directions of a stack.
 STACKS = {"bidirectional": (2, 2), "2layers": (2, 1), "4layers": (4, 1)}
 

@@ -13,7 +13,7 @@ hour:
 - a case of more than `MOST_FLOPS` a call takes T = 35 in place of 100: time per step does not depend on T
   there.
 
-`core` is the shapes for which the project has set itself targets: ten layers, stacks, and single steps. `quick` is a
+`core` is the shapes for which the project has set itself targets: layers, stacks, single steps. `quick` is a
 part of `core` for a first look. `gpu`, on a CUDA device, is a B x H plane at T = 100 in float32 (exact, no
 TF32) and bfloat16, and a few points for T, I, activation, layout and single steps, for every contender.
 `gpu-layers` and `gpu-steps` time our CUDA and Triton kernels against cuDNN over more sizes, with float16 and

@@ -4,6 +4,9 @@ A torch module that does nothing, called under no_grad, and one whose gradients 
 `torch.autograd.Function` that does nothing, with as many tensors as ours: no module written in Python can be
 faster. Beside them torch's and ours with next to nothing to compute, T = 1, B = 1, I = H = 64, and what the
 host does of ours on a GPU: all of the backend `cuda` but its kernels, on the CPU (its results mean nothing).
+
+Then what has to be prepared, at T = 10: the same input time-major, batch_first, unbatched and packed. And two
+layers in two directions, at T = 1.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnnfast
 from bench import command
@@ -100,11 +104,47 @@ def contenders() -> dict[str, Call]:
     return calls
 
 
+def prepared() -> dict[str, Call]:
+    """Ours alone: the layouts of one input, and a stack."""
+    x, state = torch.randn(10, 1, SIZE), torch.zeros(4, 1, SIZE)
+    rnn, batch_first = rnnfast.RNN(SIZE, SIZE), rnnfast.RNN(SIZE, SIZE, batch_first=True)
+    stack = rnnfast.RNN(SIZE, SIZE, num_layers=2, bidirectional=True)
+    arguments: dict[str, tuple[torch.nn.Module, Any, Tensor]] = {
+        "time-major": (rnn, x, state[:1]),
+        "batch_first": (batch_first, x.transpose(0, 1), state[:1]),
+        "unbatched": (rnn, x[:, 0], state[:1, 0]),
+        "packed": (rnn, pack_sequence([x[:, 0]]), state[:1]),
+        "stack, T = 1": (stack, x[:1], state),
+    }
+
+    def forward(rnn: torch.nn.Module, x: Any, h0: Tensor) -> Call:
+        def call() -> object:
+            with torch.no_grad():
+                return rnn(x, h0)
+
+        return call
+
+    def training(rnn: torch.nn.Module, x: Any, h0: Tensor) -> Call:
+        parameters = tuple(rnn.parameters())
+        grad = torch.ones_like(_data(rnn(x, h0)[0]))
+        return lambda: torch.autograd.grad(_data(rnn(x, h0)[0]), parameters, grad)
+
+    return {
+        f"{mode}, {name}": call_of(*given)
+        for mode, call_of in (("forward", forward), ("training", training))
+        for name, given in arguments.items()
+    }
+
+
+def _data(output: Any) -> Tensor:
+    return output.data if isinstance(output, PackedSequence) else output
+
+
 def main(arguments: list[str]) -> int:
     p = command.parser("calls", __doc__)
     p.add_argument("--json", type=Path)
     options = p.parse_args(arguments)
-    measured = alternate(contenders(), Budget(seconds=1.0))
+    measured = alternate(contenders(), Budget(seconds=1.0)) | alternate(prepared(), Budget(seconds=1.0))
     for name, m in measured.items():
         print(f"{name:<21} {m.median * 1e6:6.1f} us  ({m.q1 * 1e6:.1f} to {m.q3 * 1e6:.1f})")
     if options.json:

@@ -97,7 +97,9 @@ def bound(case: Case, machine: Machine) -> Bound:
     s_level = machine.level(weights + streams)
     w_time = recurrent / machine.bandwidth[w_level]
     s_time = streams / machine.bandwidth[s_level]
-    chain = case.steps * case.layers * machine.step_latency * (2 if case.training else 1)
+    # A layer above one of a single direction follows it by a step; above two it waits for both.
+    waited = case.steps * case.layers if case.directions == 2 else case.steps + case.layers - 1
+    chain = waited * machine.step_latency * (2 if case.training else 1)
     bounds = {
         "arithmetic": case.flops / machine.fma_peak,
         (w_level if w_time >= s_time else s_level): w_time + s_time,

@@ -84,7 +84,8 @@ class Needs(NamedTuple):
 class Outputs(NamedTuple):
     """What a backward pass has beside a call: outputs of the forward pass, and their gradients.
 
-    A gradient may have any layout; None stands for zeros. That of `hidden` is there in a double backward pass alone.
+    A gradient may have any layout, and None stands for zeros. That of `hidden` is there in a double backward
+    pass alone.
     """
 
     out: Tensor  # like x but for its last dimension, D * H
