@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .arguments import check_backward, check_fake_batch_sizes, check_names, check_packed, fits, left_to_torch
+from .arguments import (
+    check_backward,
+    check_fake_batch_sizes,
+    check_names,
+    check_network,
+    check_packed,
+    fits,
+    left_to_torch,
+)
 from .backends.aten import torch_call
 from .backends.base import Outputs, read_by
 from .call import Call, Network, made, memory, read
@@ -43,9 +51,9 @@ _BACKWARD = (
 
 def _network(arguments: Sequence[Any]) -> Network:
     nonlinearity, layers, reverse, biases, step = arguments
-    if not (layers >= 1 and 1 <= len(reverse) <= 2) or (step and (layers, list(reverse)) != (1, [False])):
-        raise ValueError(f"there is no network of {layers} layers and the directions {list(reverse)}")
-    return Network(nonlinearity, layers, tuple(reverse), biases, step, module=not step)
+    network = Network(nonlinearity, layers, tuple(reverse), biases, step, module=not step)
+    check_network(network)
+    return network
 
 
 def _looked_at(arguments: Sequence[Any], backend: str, fake: bool) -> Optional[Call]:
