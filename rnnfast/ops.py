@@ -5,8 +5,8 @@ check all of their arguments, when a graph is captured as when it runs. The back
 runs, so that a graph with backend="auto" takes the best one for every batch size and length.
 
 Arguments of both: x ``[T, B, I]``, with batch_sizes ``[R, I]``, of a step ``[B, I]``; h0 ``[L * D, B, H]``,
-of a step ``[B, H]``, None for zeros; weights, two or four for each layer and direction; batch_sizes ``[T]``;
-then the fields of `call.Network`.
+of a step ``[B, H]``, None for zeros (not in graphs of packed sequences, which know B from h0 alone);
+weights, two or four for each layer and direction; batch_sizes ``[T]``; then the fields of `call.Network`.
 """
 
 from __future__ import annotations
