@@ -109,8 +109,8 @@ class RNN(Interchangeable, torch.nn.RNNBase):
 
     def _look_at_attributes(self) -> None:
         described = at_odds(self) is None and isinstance(self.input_size, int)
-        cut = self.training and self.dropout and self.num_layers > 1
-        self.__dict__["_network"] = self._described() if described and not cut else None
+        whole = described and not (self.training and self.dropout and self.num_layers > 1)
+        self.__dict__["_network"] = self._described() if whole else None
 
     def _described(self) -> Network:
         return Network(
