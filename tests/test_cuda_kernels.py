@@ -5,7 +5,6 @@ What this proves and what it doesn't is said in tests/cuda_on_cpu/machine.h.
 
 import re
 import zlib
-from functools import partialmethod
 from types import SimpleNamespace
 
 import pytest
@@ -62,19 +61,19 @@ def order_of_threads(request):
 
 
 @pytest.fixture
-def dtype(kind, monkeypatch):
+def dtype(kind):
     """The type of a kind, and its rule for products."""
     dtype, rounded = KINDS[kind]
-    if rounded:
-        monkeypatch.setattr(Case, "tolerance", partialmethod(Case.tolerance, tf32=True))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=rounded):
         yield dtype
 
 
 def make_case(shape, dtype, nonlinearity="tanh", **options):
     """TF32's relu needs the care of 16-bit types: a rounding error must not decide a derivative."""
-    like = torch.float16 if dtype is torch.float32 and tf32() else dtype
-    return make(shape, like, nonlinearity, **options).to(dtype)
+    rounded = dtype is torch.float32 and tf32()
+    case = make(shape, torch.float16 if rounded else dtype, nonlinearity, **options).to(dtype)
+    case.tf32 = rounded
+    return case
 
 
 def compare_step(case, nonlinearity):
