@@ -20,6 +20,8 @@ from rnnfast.testing import NAMES, Case, backward, check, expected, make, regist
 from tests import cuda_on_cpu
 from tests.compare import compare_sequence, make_without_hn
 from tests.cuda_on_cpu import backend as on_cpu
+from tests.stacks import compare as compare_stack
+from tests.stacks import make as make_stack
 
 pytestmark = [
     pytest.mark.slow,  # building the sources for the CPU takes half a minute, once
@@ -101,6 +103,15 @@ def test_dense(shape, dtype, nonlinearity, reverse):
 def test_packed(lengths, dtype, nonlinearity, reverse):
     case = make_case((0, 0, 5, 19), dtype, nonlinearity, lengths=lengths)
     compare_sequence(case, nonlinearity, reverse, BACKEND)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("lengths", [None, [4, 3, 1]], ids=["dense", "packed"])
+@pytest.mark.parametrize("h0", [True, False])
+@pytest.mark.parametrize("shape", [(3, 2, 4, 9, 5, 20), (2, 1, 1, 2, 6, 33)], ids=str)
+def test_stack(shape, h0, lengths, dtype):
+    """Below the module: layers and directions as the base class of backends puts them together."""
+    compare_stack(make_stack(shape, dtype, lengths, h0), BACKEND)
 
 
 @each_kind
