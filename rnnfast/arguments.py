@@ -98,6 +98,14 @@ def check_names(nonlinearity: Any, backend: Any) -> None:
         raise TypeError(f"argument 'backend' must be str, not {type(backend).__name__}")
 
 
+def check_network(network: Network) -> None:
+    """Raises ValueError for layers and directions that no network has; two are in torch's order."""
+    layers, reverse = network.layers, tuple(network.reverse)
+    known = layers >= 1 and reverse in ((False,), (True,), (False, True))
+    if not known or (network.step and (layers, reverse) != (1, (False,))):
+        raise ValueError(f"there is no network of {layers} layers and the directions {list(reverse)}")
+
+
 def check_packed(batch_sizes: Tensor, x: Tensor, h0: Optional[Tensor]) -> None:
     """Raises as `check_batch_sizes` does, and RuntimeError where `x` isn't a matrix or `h0` no matrices."""
     if x.dim() != 2:
@@ -116,6 +124,7 @@ def check_fake_batch_sizes(batch_sizes: Optional[Tensor], x: Tensor) -> None:
     if batch_sizes is not None and (
         batch_sizes.dtype is not torch.int64
         or batch_sizes.dim() != 1
+        or batch_sizes.shape[0] == 0
         or batch_sizes.device.type not in ("cpu", x.device.type if x.is_meta else "cpu")
     ):
         raise ValueError(
@@ -173,7 +182,7 @@ def check_backward(
     packed, dtype, device = batch_sizes is not None, x.dtype, x.device
     directions = len(network.reverse)
     count = network.layers * directions
-    if network.layers < 1 or directions not in (1, 2) or len(weights) != count * network.per:
+    if len(weights) != count * network.per:
         raise ValueError(f"{len(weights)} weights are not those of {network}")
     if len(needs) != 2 + len(weights):
         raise ValueError(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from .context import watching
+from .context import PLAIN, watching
 from .native import DTYPES, native
 
 
@@ -163,15 +163,21 @@ def dense_gradient(tensor: Any) -> Any:
     return dense(tensor)
 
 
+def memory(tensor: Any) -> Any:
+    """`dense_gradient`, and of torch's own type: a subclass has had its say before a kernel runs."""
+    tensor = dense_gradient(tensor)
+    return tensor if type(tensor) in PLAIN else tensor.as_subclass(Tensor)
+
+
 def _unread(network: Network, x: Any, h0: Any, weights: tuple[Any, ...], batch_sizes: Any) -> Optional[Call]:
     return None
 
 
 CPU = torch.device("cpu")
-_ready: bool = native is not None and native.setup(
-    Tensor, torch.nn.Parameter, torch.empty_like, dense_gradient, CPU, DTYPES
+READY: bool = native is not None and native.setup(
+    Tensor, torch.nn.Parameter, torch.empty_like, memory, CPU, DTYPES
 )
 
 # (network, x, h0, weights, batch_sizes) -> a call, or None if the arguments are anything but dense tensors of
 # torch's own that fit.
-read: Callable[[Network, Any, Any, tuple[Any, ...], Any], Optional[Call]] = native.read if _ready else _unread
+read: Callable[[Network, Any, Any, tuple[Any, ...], Any], Optional[Call]] = native.read if READY else _unread

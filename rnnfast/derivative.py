@@ -14,9 +14,9 @@ from torch import Tensor
 
 from . import dispatch
 from .arguments import weight_shape
-from .backends.base import Outputs, read_by
+from .backends.base import Outputs, read_by, state_shape
 from .backends.eager import EagerBackend
-from .call import Call, Network
+from .call import Call, Network, dense_gradient
 from .context import needs_composite, watched
 
 _EAGER = EagerBackend()
@@ -54,24 +54,36 @@ def _recorded_forward(call: Call, backend: str) -> tuple[Tensor, ...]:
 def _recorded_backward(
     call: Call, outputs: Outputs, needs: tuple[bool, ...], backend: str
 ) -> tuple[Optional[Tensor], ...]:
-    """A backward pass as a graph holds it."""
-    network, out = call.network, outputs.out
-    directions, hidden_size = len(network.reverse), call.hidden_size
-    state = (
-        (call.batch, hidden_size) if network.step else (network.layers * directions, call.batch, hidden_size)
-    )
-    shapes: list[tuple[int, ...]] = [(*out.shape[:-1], call.input_size), state]
+    """A backward pass as a graph holds it: of rows that are time-major, and of stacked states."""
+    network, directions, hidden_size = call.network, len(call.network.reverse), call.hidden_size
+    rows: tuple[int, ...] = (call.steps, call.batch)
+    if network.step or call.batch_sizes is not None:
+        rows = rows[1:] if network.step else (call.rows,)
+    stacked = () if network.step else (network.layers * directions,)
+    state = (*stacked, call.batch, hidden_size)
+    width = directions * hidden_size
+    out, hidden, grad_out, grad_hn, _ = outputs
+    out, grad_out = _shaped(out, (*rows, width)), _shaped(grad_out, (*rows, width))
+    shapes: list[tuple[int, ...]] = [(*rows, call.input_size), state]
     shapes += [weight_shape(network, i, call.input_size, hidden_size) for i in range(len(call.weights))]
     # Something of the right shape, but without memory, takes the place of what is not read.
     x, h0, *weights = (
-        out.new_empty(()).expand(shape) if tensor is None else tensor
+        out.new_empty(()).expand(shape) if tensor is None else _shaped(tensor, shape)
         for tensor, shape in zip((call.x, call.h0, *call.weights), shapes, strict=True)
     )
     if call.h0 is None and not needs[1] and any(needs[3 :: network.per]):
         h0 = None  # read, and zeros
     inputs = (x, h0, weights, call.batch_sizes, *fields(network))
-    found = iter(torch.ops.rnnfast.rnn_backward(*inputs, *outputs[:4], list(needs), backend))
-    return tuple(next(found) if needed else None for needed in needs)
+    given = (out, hidden, grad_out, _shaped(grad_hn, state), list(needs), backend)
+    found = iter(torch.ops.rnnfast.rnn_backward(*inputs, *given))
+    dx, dh0, *dweights = (next(found) if needed else None for needed in needs)
+    x_shape = (*outputs.out.shape[:-1], call.input_size)
+    return _shaped(dx, x_shape), _shaped(dh0, state_shape(call, outputs.out)), *dweights
+
+
+def _shaped(tensor: Any, shape: tuple[int, ...]) -> Any:
+    """The same numbers in another shape, where it is another."""
+    return tensor if tensor is None or tensor.shape == shape else dense_gradient(tensor).reshape(shape)
 
 
 class Recurrence(torch.autograd.Function):

@@ -20,7 +20,7 @@ from torch import Tensor, is_grad_enabled
 from torch.overrides import handle_torch_function
 
 from . import onnx, ops
-from .arguments import check_names, check_packed, fits, left_to_torch
+from .arguments import check_names, check_network, check_packed, fits, left_to_torch
 from .backends.aten import torch_call
 from .call import Call, Network, made, read
 from .context import (
@@ -185,6 +185,7 @@ def rnn_stack(
             return output, h_n
     given = (input, h0, *weights)
     check_names(network.nonlinearity, backend)
+    check_network(network)
     for i, tensor in enumerate(given):
         if not isinstance(tensor, Tensor) and not (i == 1 and tensor is None):
             name = ("input", "h0")[i] if i < 2 else f"weights[{i - 2}]"

@@ -5,8 +5,8 @@ check all of their arguments, when a graph is captured as when it runs. The back
 runs, so that a graph with backend="auto" takes the best one for every batch size and length.
 
 Arguments of both: x ``[T, B, I]``, with batch_sizes ``[R, I]``, of a step ``[B, I]``; h0 ``[L * D, B, H]``,
-of a step ``[B, H]``, None for zeros; weights, two or four for each layer and direction; batch_sizes ``[T]``;
-then the fields of `call.Network`.
+of a step ``[B, H]``, None for zeros (not in graphs of packed sequences, which know B from h0 alone);
+weights, two or four for each layer and direction; batch_sizes ``[T]``; then the fields of `call.Network`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,19 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .arguments import check_backward, check_fake_batch_sizes, check_names, check_packed, fits, left_to_torch
+from .arguments import (
+    check_backward,
+    check_fake_batch_sizes,
+    check_names,
+    check_network,
+    check_packed,
+    fits,
+    left_to_torch,
+)
 from .backends.aten import torch_call
 from .backends.base import Outputs, read_by
-from .call import Call, Network, dense, dense_gradient, made, read
-from .context import PLAIN, needs_grad
+from .call import Call, Network, made, memory, read
+from .context import needs_grad
 from .derivative import Recurrence
 
 _lib = torch.library.Library("rnnfast", "DEF")
@@ -43,9 +51,9 @@ _BACKWARD = (
 
 def _network(arguments: Sequence[Any]) -> Network:
     nonlinearity, layers, reverse, biases, step = arguments
-    if not (layers >= 1 and 1 <= len(reverse) <= 2) or (step and (layers, list(reverse)) != (1, [False])):
-        raise ValueError(f"there is no network of {layers} layers and the directions {list(reverse)}")
-    return Network(nonlinearity, layers, tuple(reverse), biases, step, module=not step)
+    network = Network(nonlinearity, layers, tuple(reverse), biases, step, module=not step)
+    check_network(network)
+    return network
 
 
 def _looked_at(arguments: Sequence[Any], backend: str, fake: bool) -> Optional[Call]:
@@ -113,14 +121,8 @@ def _kernel(*arguments: Any) -> list[Tensor]:
 
 def dense_call(call: Call) -> Call:
     """The same of dense tensors, read by native code if there is one."""
-    tensors = _memory(call.x), _memory(call.h0), tuple(_memory(weight) for weight in call.weights)
+    tensors = memory(call.x), memory(call.h0), tuple(memory(weight) for weight in call.weights)
     return read(call.network, *tensors, call.batch_sizes) or made(call.network, *tensors, call.batch_sizes)
-
-
-def _memory(tensor: Any) -> Any:
-    """`dense`, and of torch's own type: what a subclass has to say was asked before an operator runs."""
-    tensor = dense(tensor)
-    return tensor if type(tensor) in PLAIN else tensor.as_subclass(Tensor)
 
 
 def _differentiable(*arguments: Any) -> list[Tensor]:
@@ -173,12 +175,12 @@ def _kernel_backward(*arguments: Any) -> list[Tensor]:
         read_flags = read_by(network, needs, steps > 1)
         # What no gradient reads may have no memory behind it.
         x, h0, *weights = (
-            tensor if tensor is None else _memory(tensor) if wanted else tensor.new_empty(tensor.shape)
+            tensor if tensor is None else memory(tensor) if wanted else tensor.new_empty(tensor.shape)
             for tensor, wanted in zip((x, h0, *weights), read_flags, strict=True)
         )
         given: Any = (network, x, h0, tuple(weights), batch_sizes)
         call = read(*given) or made(*given)
-        outputs = Outputs(*(_memory(dense_gradient(tensor)) for tensor in outputs))
+        outputs = Outputs(*(memory(tensor) for tensor in outputs))
         grads = dispatch.find(arguments[-1], call, True).backward(call, outputs, needs)
         return _detached([grad for grad in grads if grad is not None])
 

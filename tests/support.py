@@ -95,7 +95,7 @@ ROWS = [
         '`backend="aten"`, with a fixed T',
         "traces::export_of_the_aten_backend_is_loaded_without_rnnfast",
     ),
-    Row("`make_fx`", "unrolled", "one operator a layer", "graphs::make_fx"),
+    Row("`make_fx`", "unrolled", "one operator", "graphs::make_fx"),
     Row("`torch.onnx.export(dynamo=True)`", "yes", "yes, in float32 as ONNX's RNN operator", "onnx::rnn"),
     Row("`torch.onnx.export(dynamo=False)`", "yes", "yes", "onnx::exporter_that_traces"),
     Row(

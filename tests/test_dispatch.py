@@ -1,13 +1,16 @@
 """Choosing a backend: a rule that is pure, can be asked, and can be overruled."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import rnnfast
-from rnnfast import dispatch
+from rnnfast import dispatch, functional
 from rnnfast.backends.base import Backend, Problem
 from rnnfast.functional import rnn_sequence, rnn_step
-from rnnfast.testing import BACKENDS
+from rnnfast.testing import BACKENDS, DTYPES
+from tests.pairs import flat
 
 PROBLEM = Problem("sequence", "cpu", "float32", 4, 8, 2, 3)
 
@@ -66,6 +69,61 @@ def test_auto_waits_for_a_measurement(monkeypatch):
     assert dispatch.choose(PROBLEM) != first
     others = rnnfast.explain(rnnfast.RNN(4, 8), torch.zeros(3, 2, 4)).others
     assert others[first] == "not measured yet to be faster for problems like this"
+
+
+def test_auto_depends_on_whether_there_will_be_gradients(monkeypatch):
+    monkeypatch.setattr(dispatch, "SLOWER", {"cpu": (dispatch.Region("sequence", grad=True),)})
+    dispatch._find.cache_clear()
+    asked, find = [], dispatch.find
+    monkeypatch.setattr(functional, "find", lambda *args: asked.append(find(*args)) or asked[-1])
+    rnn, x = rnnfast.RNN(4, 8), torch.zeros(3, 2, 4)
+    rnn(x)
+    with torch.no_grad():
+        rnn(x)
+    rnn.requires_grad_(False)(x)
+    assert [backend.name for backend in asked] == [
+        dispatch.choose(replace(PROBLEM, grad=grad)) for grad in (True, False, False)
+    ]
+    assert (asked[0].name == asked[1].name) == ("cpu" not in BACKENDS)
+    monkeypatch.undo()
+    dispatch._find.cache_clear()
+
+
+def test_a_backend_that_takes_the_place_of_another(monkeypatch):
+    class Other(dispatch.EagerBackend):
+        def forward(self, call):
+            return tuple(2 * result for result in super().forward(call))
+
+    monkeypatch.setattr(dispatch, "_registry", dict(dispatch._registry))
+    rnn, x = rnnfast.RNN(4, 8, 2, backend="eager"), torch.randn(3, 2, 4)
+    with torch.no_grad():
+        expected = rnn(x)[0]
+        dispatch.register(Other())
+        torch.testing.assert_close(rnn(x)[0], 2 * expected)
+    monkeypatch.undo()
+    dispatch._find.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("hx", [True, False])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+def test_aten_has_the_bits_of_torch(options, hx, bias, dtype):
+    """Results and gradients are its modules'."""
+    for name in ("RNN", "RNNCell"):
+        kwargs = {"bias": bias, "dtype": dtype, **(options if name == "RNN" else {})}
+        theirs = getattr(torch.nn, name)(5, 7, **kwargs)
+        ours = getattr(rnnfast, name)(5, 7, **kwargs, backend="aten")
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.randn((3, 2, 5) if name == "RNN" else (2, 5), dtype=dtype)
+        h = torch.randn((len(theirs.all_weights), 2, 7) if name == "RNN" else (2, 7), dtype=dtype)
+        found = []
+        for module in (theirs, ours):
+            leaves = [t.clone().requires_grad_() for t in ((x, h) if hx else (x,))]
+            results = flat(module(*leaves))
+            total = sum(result.sum() for result in results)
+            found.append([*results, *torch.autograd.grad(total, [*leaves, *module.parameters()])])
+        assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize(

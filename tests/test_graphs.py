@@ -10,7 +10,10 @@ from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import rnnfast
-from rnnfast.testing import BACKENDS, make
+from rnnfast import derivative
+from rnnfast.call import Network
+from rnnfast.testing import BACKENDS
+from tests.calls import arguments
 
 STACKS = {
     "plain": {},
@@ -85,11 +88,11 @@ def test_backend_is_chosen_when_the_graph_runs(monkeypatch):
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager", dynamic=True)
     chosen = []
 
-    def find(backend, *args, _find=rnnfast.ops.find):
+    def find(backend, *args, _find=rnnfast.dispatch.find):
         chosen.append((backend, _find(backend, *args).name))
         return _find(backend, *args)
 
-    monkeypatch.setattr(rnnfast.ops, "find", find)
+    monkeypatch.setattr(rnnfast.dispatch, "find", find)
     small = rnnfast.dispatch.Region("sequence", batch=(0, 4))
     monkeypatch.setattr(rnnfast.dispatch, "SLOWER", {name: (small,) for name in ("cpu", "aten")})
     rnnfast.dispatch._find.cache_clear()
@@ -155,7 +158,7 @@ def test_export_with_dynamic_sizes(strict, stack):
     rnn = rnnfast.RNN(3, 5, **STACKS[stack]).eval()
     exported = torch.export.export(rnn, (input_of(4, 2),), dynamic_shapes=DYNAMIC, strict=strict)
     targets = [str(node.target) for node in exported.graph.nodes]
-    assert targets.count("rnnfast.rnn_sequence.default") == len(rnn.all_weights)
+    assert targets.count("rnnfast.rnn.default") == 1
     file = io.BytesIO()
     torch.export.save(exported, file)
     file.seek(0)
@@ -187,7 +190,7 @@ def test_ahead_of_time_compiled_saved_and_reloaded(tmp_path):
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
 def test_make_fx(mode):
-    """Forward and backward appear in the graph as one operator each for every layer and direction."""
+    """Forward and backward appear in the graph as one operator each, for all layers and directions."""
     rnn = rnnfast.RNN(3, 5, num_layers=2, bidirectional=True)
     parameters = dict(rnn.named_parameters())
 
@@ -197,8 +200,8 @@ def test_make_fx(mode):
 
     graph = make_fx(gradients, tracing_mode=mode)(parameters, input_of(4, 2))
     targets = [str(node.target) for node in graph.graph.nodes]
-    assert targets.count("rnnfast.rnn_sequence.default") == 4
-    assert targets.count("rnnfast.rnn_sequence_backward.default") == 4
+    assert targets.count("rnnfast.rnn.default") == 1
+    assert targets.count("rnnfast.rnn_backward.default") == 1
     x = input_of(*((7, 3) if mode == "symbolic" else (4, 2)))
     torch.testing.assert_close(list(graph(parameters, x)), list(gradients(parameters, x)))
 
@@ -240,52 +243,37 @@ def test_fx_leaf():
         torch.fx.symbolic_trace(rnnfast.RNN(3, 5))
 
 
-def operator_arguments(lengths, requires_grad):
-    """Arguments of rnn_sequence, and of its backward."""
-    case = make((4, 3, 3, 5), torch.float64, lengths=lengths)
-    if requires_grad:
-        case.leaves()
-    return case, [*case.args, case.batch_sizes]
+OPERATORS = {
+    "step": (Network("relu", step=True), False),
+    "layer": (Network("tanh", reverse=(True,), module=True), False),
+    "stack": (Network("tanh", 2, (False, True), module=True), False),
+    "packed stack": (Network("tanh", 2, biases=False, module=True), True),
+}
 
 
 @each_backend
 @pytest.mark.parametrize("requires_grad", [True, False])
-@pytest.mark.parametrize("lengths", [None, [4, 2, 1]], ids=["dense", "packed"])
-def test_opcheck_sequence(requires_grad, lengths, backend):
-    case, args = operator_arguments(lengths, requires_grad)
-    torch.library.opcheck(
-        torch.ops.rnnfast.rnn_sequence.default,
-        (*args, "tanh", True, False, backend),
-        test_utils=utilities(requires_grad),
-    )
-    out, _ = rnnfast.functional.rnn_sequence(*case.args, batch_sizes=case.batch_sizes)
-    x, h0, weight_ih, weight_hh = (tensor.detach() for tensor in case.args[:4])
-    for grad_hn in (case.grad_hn, None):
-        tensors = (case.grad_out, grad_hn, x, h0, weight_ih, weight_hh, out.detach(), case.batch_sizes)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_opcheck(name, requires_grad, backend):
+    network, packed = OPERATORS[name]
+    x, h0, weights, batch_sizes = arguments(network, torch.float64, packed)
+    tensors = [t.requires_grad_(requires_grad) for t in (x, h0, *weights)]
+    described = derivative.fields(network)
+    # A graph of packed sequences has its number of sequences from the states alone.
+    for state in (h0, None) if network.module and not packed else (h0,):
+        inputs = (x, state, tensors[2:], batch_sizes, *described)
+        rnn = torch.ops.rnnfast.rnn.default
+        torch.library.opcheck(rnn, (*inputs, False, backend), test_utils=utilities(requires_grad))
+    out, h_n, hidden = (*rnn(*inputs, False, "eager"), None, None)[:3]
+    detached = [None if t is None else t.detach() for t in (x, state, out, hidden, h_n)]
+    inputs = (*detached[:2], [w.detach() for w in weights], batch_sizes, *described)
+    needs = [False, state is not None, *[True] * len(weights)]
+    for grad_hn in (detached[4], None):
         torch.library.opcheck(
-            torch.ops.rnnfast.rnn_sequence_backward.default,
-            (*tensors, "tanh", False, [True, False, True, True, True], backend),
+            torch.ops.rnnfast.rnn_backward.default,
+            (*inputs, *detached[2:4], detached[2].cos(), grad_hn, needs, backend),
             test_utils=utilities(False),
         )
-
-
-@each_backend
-@pytest.mark.parametrize("requires_grad", [True, False])
-def test_opcheck_step(requires_grad, backend):
-    case, args = operator_arguments(None, False)
-    x, *rest = args[:6]
-    tensors = [tensor.requires_grad_(requires_grad) for tensor in (x[0].clone(), *rest)]
-    torch.library.opcheck(
-        torch.ops.rnnfast.rnn_step.default,
-        (*tensors, "relu", False, backend),
-        test_utils=utilities(requires_grad),
-    )
-    x, h, weight_ih, weight_hh = (tensor.detach() for tensor in tensors[:4])
-    torch.library.opcheck(
-        torch.ops.rnnfast.rnn_step_backward.default,
-        (case.grad_out[0], x, h, weight_ih, weight_hh, h.tanh(), "relu", [True] * 5, backend),
-        test_utils=utilities(False),
-    )
 
 
 def utilities(requires_grad):

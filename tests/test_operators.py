@@ -8,8 +8,11 @@ from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import rnnfast
-from rnnfast.functional import rnn_sequence, rnn_step
-from rnnfast.testing import BACKENDS, make
+from rnnfast import derivative
+from rnnfast.call import Network
+from rnnfast.functional import rnn_sequence, rnn_stack, rnn_step
+from rnnfast.testing import BACKENDS, NAMES, make
+from tests.calls import arguments
 
 OPS = torch.ops.rnnfast
 each_backend = pytest.mark.parametrize("backend", ["auto", *BACKENDS])
@@ -34,16 +37,42 @@ CHANGES = {
 }
 
 
-def arguments(step=False):
-    x, *rest = make((4, 3, 5, 7), torch.float32).args
-    return [x[0].clone() if step else x, *rest]
+NETWORKS = {
+    "step": Network("tanh", step=True),
+    "layer": Network("tanh", module=True),
+    "stack": Network("tanh", 2, (False, True), module=True),
+}
+each_network = pytest.mark.parametrize("network", NETWORKS.values(), ids=list(NETWORKS))
+each_tensor = pytest.mark.parametrize("index", range(6), ids=NAMES)
 
 
-def call(step, args, requires_grad, backend="auto"):
-    args = [t.detach().requires_grad_(requires_grad and t.is_floating_point()) for t in args]
-    if step:
-        return OPS.rnn_step(*args, "tanh", False, backend)
-    return OPS.rnn_sequence(*args, None, "tanh", False, False, backend)
+def given(network, lengths=None):
+    """x, h0, weights and batch_sizes: 4 steps, 3 sequences, 5 inputs, 7 hidden units."""
+    x, h0, weights, _ = arguments(network, steps=4, batch=3)
+    if lengths is None:
+        return x, h0, list(weights), None
+    sizes = [sum(n > t for n in lengths) for t in range(lengths[0])]
+    return x.flatten(0, 1)[: sum(lengths)], h0, list(weights), torch.tensor(sizes)
+
+
+def changed(args, index, change):
+    """With another one of x, h0, and the weights of the last layer and direction."""
+    x, h0, weights, sizes = args
+    flat = [x, h0, *weights]
+    at = index if index < 2 else len(flat) - 6 + index
+    flat[at] = change(flat[at])
+    return flat[0], flat[1], flat[2:], sizes
+
+
+def forward(network, args, backend="auto", grad=False, **fields):
+    return OPS.rnn(*args, *derivative.fields(network._replace(**fields)), grad, backend)
+
+
+def in_torch(network, x, h0, weights, batch_sizes):
+    if network.step:
+        return [torch.rnn_tanh_cell(x, h0, *weights)]
+    rest = (weights, True, network.layers, 0.0, True, len(network.reverse) == 2, False)
+    return list(torch.rnn_tanh(x, h0, *rest))
 
 
 def outcome(function):
@@ -55,91 +84,131 @@ def outcome(function):
 
 @each_backend
 @pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("index", range(6), ids=["x", "h", "weight_ih", "weight_hh", "bias_ih", "bias_hh"])
+@each_tensor
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("step", [False, True], ids=["sequence", "step"])
+@each_network
 @pytest.mark.filterwarnings("ignore:Sparse")
-def test_forward(step, change, index, requires_grad, backend):
+def test_forward(network, change, index, requires_grad, backend):
     """As torch's own operator with the same arguments, but that a backend may be named that takes less."""
-    args = arguments(step)
-    args[index] = CHANGES[change](args[index])
-    if step:
-        theirs = outcome(lambda: torch.rnn_tanh_cell(*args))
-    else:
-        x, h0, *weights = args
-        rest = ([*weights], True, 1, 0.0, True, False, False)
-        stacked = h0[(None,) * max(0, 3 - h0.dim())]
-        theirs = outcome(lambda: torch.rnn_tanh(x, stacked, *rest))
-    ours = outcome(lambda: call(step, args, requires_grad, backend))
+    args = changed(given(network), index, CHANGES[change])
+    tensors = [args[0], args[1], *args[2]]
+    for t in tensors:
+        t.requires_grad_(requires_grad and t.is_floating_point() and t.is_leaf)
+    theirs = outcome(lambda: in_torch(network, *args))
+    ours = outcome(lambda: forward(network, args, backend)[:2])
     if isinstance(theirs, Exception):
         assert type(ours) is type(theirs)
         assert str(ours) == str(theirs) or change == "meta"
-    elif backend not in ("auto", "aten") and (step, change, index) != (
-        False,
-        "longer",
-        0,
-    ):  # another T is right
-        assert isinstance(ours, RuntimeError) and f"backend '{backend}' takes" in str(ours)
-    elif not any(t.is_meta for t in args):
-        theirs, ours = (theirs, ours) if step else (theirs[0], ours[0])
+    elif backend not in ("auto", "aten") and (network.step or (change, index) != ("longer", 0)):
+        assert isinstance(ours, RuntimeError) and f"backend '{backend}' takes" in str(
+            ours
+        )  # another T is right
+    elif not any(t.is_meta for t in tensors):
         torch.testing.assert_close(ours, theirs)
 
 
 @each_backend
-@pytest.mark.parametrize("change", ["float64", "wider", "longer"])
-def test_names(change, backend):
-    for step in (False, True):
-        args = arguments(step)
-        out = call(step, args, False)
-        function, rest = (OPS.rnn_step, ()) if step else (OPS.rnn_sequence, (None,))
-        walk = () if step else (False,)
-        with pytest.raises(ValueError, match="Unknown nonlinearity 'sin'"):
-            function(*args, *rest, "sin", *walk, False, backend)
-        with pytest.raises(ValueError, match="Unknown backend 'nobody'"):
-            function(*args, *rest, "tanh", *walk, False, "nobody")
-        backward = backward_of(step, args, out)
-        with pytest.raises(ValueError, match="Unknown nonlinearity 'sin'"):
-            backward(nonlinearity="sin", backend=backend)
-        with pytest.raises(ValueError, match="Unknown backend 'nobody'"):
-            backward(backend="nobody")
-        for needs in ([], [True] * 4, [True] * 6):
-            with pytest.raises(ValueError, match="needs must have 5 flags"):
-                backward(needs=needs, backend=backend)
+@each_network
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("lengths", [None, [4, 2, 1]], ids=["dense", "packed"])
+def test_results(lengths, requires_grad, network, backend):
+    """Those of the eager backend, forward and backward, whether or not autograd records the call."""
+    if lengths is not None and network.step:
+        return
+    args = given(network, lengths)
+    tensors = [t.requires_grad_(requires_grad) for t in (args[0], args[1], *args[2])]
+    results, expected = (forward(network, args, name) for name in (backend, "eager"))
+    assert len(results) == (1 if network.step else 2 if network.layers == 1 else 3)
+    torch.testing.assert_close(results, expected)
+    if requires_grad:
+        grads = [r.detach().cos() for r in results[:2]]
+        actual, right = (torch.autograd.grad(r[:2], tensors, grads) for r in (results, expected))
+        torch.testing.assert_close(actual, right)
 
 
-def backward_of(step, args, out):
+@each_backend
+@each_network
+def test_fields(network, backend):
+    """What describes the network is looked at by operators and by `rnn_stack`."""
+    args = given(network)
+    out = forward(network, args)
+    backward = backward_of(network, args, out)
+    wrong = [
+        ({"nonlinearity": "sin"}, ValueError, "Unknown nonlinearity 'sin'"),
+        ({"layers": 0}, ValueError, "there is no network of 0 layers"),
+        ({"layers": -1}, ValueError, "there is no network of -1 layers"),
+        ({"reverse": ()}, ValueError, "there is no network"),
+        ({"reverse": (False, True, False)}, ValueError, "there is no network"),
+        ({"reverse": (True, True)}, ValueError, "there is no network"),
+        ({"reverse": (True, False)}, ValueError, "there is no network"),
+        ({"layers": 5}, (RuntimeError, ValueError), "weights|there is no network"),
+        ({"biases": False}, (RuntimeError, ValueError), "weights"),
+    ]
+    for fields, error, message in wrong:
+        with pytest.raises(error, match=message):
+            forward(network, args, backend, **fields)
+        with pytest.raises(error, match=message):
+            backward(backend=backend, fields=fields)
+        if network.module and error is ValueError:
+            with pytest.raises(error, match=message):
+                rnn_stack(network._replace(**fields), args[0], args[1], tuple(args[2]), None, backend)
+    for weights in ([], args[2][:1], args[2][:-1], [*args[2], *args[2]]):
+        with pytest.raises((RuntimeError, ValueError, TypeError), match="weights"):
+            forward(network, (*args[:2], weights, None), backend)
+        with pytest.raises((RuntimeError, ValueError), match="weights"):
+            backward(backend=backend, weights=weights)
+    with pytest.raises(ValueError, match="Unknown backend 'nobody'"):
+        forward(network, args, "nobody")
+    with pytest.raises(ValueError, match="Unknown backend 'nobody'"):
+        backward(backend="nobody")
+    count = 2 + len(args[2])
+    for needs in ([], [True] * (count - 1), [True] * (count + 1)):
+        with pytest.raises(ValueError, match=f"needs must have {count} flags"):
+            backward(needs=needs, backend=backend)
+
+
+BACKWARD_NAMES = ["x", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+BACKWARD_NAMES += ["out", "hidden", "grad_out", "grad_hn"]
+
+
+def backward_of(network, args, results):
     """A backward operator of right arguments, to be replaced by their names."""
-    x, h0, weight_ih, weight_hh, *_ = args
-    right = {"x": x, "h0": h0, "weight_ih": weight_ih, "weight_hh": weight_hh}
-    right["out"], right["h_n"] = (out, None) if step else out
-    right["grad_out"], right["grad_hn"] = right["out"].clone(), None if step else right.pop("h_n").clone()
+    x, h0, weights, batch_sizes = args
+    out, h_n, hidden = (*results, None, None)[:3]
+    right = {"x": x, "h0": h0, "out": out, "hidden": hidden, "batch_sizes": batch_sizes, "weights": weights}
+    right |= dict(zip(BACKWARD_NAMES[2:6], weights[-4:], strict=True))
+    right |= {"grad_out": out.clone(), "grad_hn": None if h_n is None else h_n.clone()}
+    right = {name: t.detach() if isinstance(t, torch.Tensor) else t for name, t in right.items()}
 
-    def call(nonlinearity="tanh", needs=(True,) * 5, backend="auto", **changed):
-        t = {**right, **changed}
-        inputs = (t["x"], t["h0"], t["weight_ih"], t["weight_hh"], t["out"])
-        if step:
-            return OPS.rnn_step_backward(t["grad_out"], *inputs, nonlinearity, needs, backend)
-        grads = (t["grad_out"], t["grad_hn"])
-        return OPS.rnn_sequence_backward(*grads, *inputs, None, nonlinearity, False, needs, backend)
+    def call(needs=None, backend="auto", fields=(), **changed):
+        t, needs = {**right, **changed}, [True] * (2 + len(weights)) if needs is None else needs
+        every = t["weights"]
+        if "weights" not in changed:
+            every = [*weights[:-4], *(t[name] for name in BACKWARD_NAMES[2:6])]
+        described = derivative.fields(network._replace(**dict(fields)))
+        inputs = (t["x"], t["h0"], every, t["batch_sizes"], *described)
+        outputs = (t["out"], t["hidden"], t["grad_out"], t["grad_hn"])
+        return OPS.rnn_backward(*inputs, *outputs, needs, backend)
 
     call.right = right
     return call
 
 
-@pytest.mark.parametrize("backend", ["auto", "cpu"])
-@pytest.mark.parametrize("name", ["x", "h0", "weight_ih", "weight_hh", "out", "grad_out", "grad_hn"])
+@each_backend
+@pytest.mark.parametrize("name", BACKWARD_NAMES)
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("step", [False, True], ids=["sequence", "step"])
-def test_backward(step, change, name, backend):
+@each_network
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_backward(network, change, name, backend):
     """An argument that doesn't fit is named, or one beside it; gradients of any layout are taken."""
-    args = arguments(step)
-    backward = backward_of(step, args, call(step, args, False))
-    if step and name == "grad_hn":
+    args = given(network)
+    backward = backward_of(network, args, forward(network, args))
+    right = backward.right[name]
+    if right is None:
         return
-    changed = {name: CHANGES[change](backward.right[name])}
+    changed = {name: CHANGES[change](right)}
     if change == "zeros without memory" or (change == "sparse" and name.startswith("grad")):
         # torch gives zeros their memory before an operator runs.
-        right = backward.right[name]
         expected = backward(**{name: right if change == "sparse" else torch.zeros_like(right)})
         torch.testing.assert_close(backward(**changed, backend=backend), expected)
         return
@@ -148,44 +217,89 @@ def test_backward(step, change, name, backend):
 
 
 @each_backend
+@each_network
+def test_backward_without_an_argument(network, backend):
+    args = given(network)
+    backward = backward_of(network, args, forward(network, args))
+    for name, message in (("x", "argument 'x'"), ("out", "argument 'out'")):
+        with pytest.raises((TypeError, RuntimeError), match=message):
+            backward(**{name: None}, backend=backend)
+    with pytest.raises(RuntimeError, match="h0, whose gradient is wanted, is missing"):
+        backward(h0=None, backend=backend)
+    if network.layers > 1:
+        with pytest.raises(RuntimeError, match="hidden, the outputs of all layers but the last, is missing"):
+            backward(hidden=None, backend=backend)
+    for missing in ("grad_out", "grad_hn"):
+        zeros = backward.right[missing]
+        expected = backward(**{missing: None if zeros is None else torch.zeros_like(zeros)})
+        torch.testing.assert_close(backward(**{missing: None}, backend=backend), expected)
+    if not network.step:
+        needs = [True, False, *[True] * len(args[2])]
+        zeros = torch.zeros_like(args[1])
+        expected = backward(h0=zeros, needs=needs)
+        torch.testing.assert_close(backward(h0=None, needs=needs, backend=backend), expected)
+
+
+@each_backend
+@each_network
+def test_every_set_of_gradients(network, backend):
+    """Those that were asked for alone, in their order."""
+    args = given(network)
+    backward = backward_of(network, args, forward(network, args))
+    everything = backward()
+    count = len(everything)
+    assert [g.shape for g in everything] == [t.shape for t in (args[0], args[1], *args[2])]
+    for chosen in ([i] for i in range(count)):
+        needs = [i in chosen for i in range(count)]
+        torch.testing.assert_close(backward(needs=needs, backend=backend), [everything[i] for i in chosen])
+    assert backward(needs=[False] * count, backend=backend) == []
+
+
+@each_backend
+@pytest.mark.parametrize("network", [NETWORKS["layer"], NETWORKS["stack"]], ids=["layer", "stack"])
 @pytest.mark.parametrize(
     "sizes", [[], [3], [3, 1, 0], [1, 3], [4, 0], [2, 2], [3, -1, 2], [5, -1], [3, 3]], ids=str
 )
-def test_batch_sizes(sizes, backend):
+def test_batch_sizes(sizes, network, backend):
     """Their values are looked at whoever computes; here 4 rows of 3 sequences."""
-    x, h0, *weights = make((4, 3, 5, 7), torch.float32, lengths=[2, 1, 1]).args
+    x, h0, weights, right = given(network, [2, 1, 1])
+    backward = backward_of(network, (x, h0, weights, right), forward(network, (x, h0, weights, right)))
     sizes = torch.tensor(sizes, dtype=torch.int64)
-    out = torch.zeros(4, 7)
-    inputs = (x, h0, weights[0], weights[1], out, sizes)
     calls = [
-        lambda: OPS.rnn_sequence(x, h0, *weights, sizes, "tanh", False, False, backend),
-        lambda: OPS.rnn_sequence_backward(out, None, *inputs, "tanh", False, [True] * 5, backend),
-        lambda: rnn_sequence(x, h0, *weights, batch_sizes=sizes, backend=backend),
-        lambda: rnn_sequence(x.requires_grad_(), h0, *weights, batch_sizes=sizes, backend=backend),
-        lambda: torch.func.vmap(
-            lambda x: rnn_sequence(x, h0, *weights, batch_sizes=sizes, backend=backend)[0]
-        )(x.detach()[None]),
+        lambda: forward(network, (x, h0, weights, sizes), backend),
+        lambda: forward(network, (x, None, weights, sizes), backend),
+        lambda: backward(batch_sizes=sizes, backend=backend),
+        lambda: backward(batch_sizes=sizes, h0=None, needs=[False] * (2 + len(weights)), backend=backend),
+        lambda: rnn_stack(network, x, h0, tuple(weights), sizes, backend),
+        lambda: rnn_stack(network, x.requires_grad_(), h0, tuple(weights), sizes, backend),
+        lambda: torch.func.vmap(lambda x: rnn_stack(network, x, h0, tuple(weights), sizes, backend)[0])(
+            x.detach()[None]
+        ),
     ]
-    for function in calls:
+    # Without states nothing says how many sequences there are.
+    known = sizes.tolist() != [2, 2]
+    for i, function in enumerate(calls):
+        if i == 1 and not known:
+            continue
         with pytest.raises(ValueError, match="batch_sizes must be"):
             function()
 
 
 @each_backend
 def test_kinds_of_batch_sizes(backend):
-    case = make((4, 3, 5, 7), torch.float32, lengths=[2, 1, 1])
-    sizes = case.batch_sizes
+    network = NETWORKS["layer"]
+    x, h0, weights, sizes = given(network, [2, 1, 1])
     wrong = [sizes.int(), sizes.float(), sizes[None], sizes.to("meta"), sizes.to_sparse()]
     wrong += [torch._neg_view(-sizes), sizes.repeat_interleave(2)[::2], sizes[0]]
     for other in wrong:
         with pytest.raises(ValueError, match="batch_sizes must be"):
-            rnn_sequence(*case.args, batch_sizes=other, backend=backend)
+            rnn_sequence(x, h0[0], *weights, batch_sizes=other, backend=backend)
         if not (other.is_meta or other.is_neg()):  # torch resolves negation before an operator runs
             with pytest.raises(ValueError, match="batch_sizes must be"):
-                OPS.rnn_sequence(*case.args, other, "tanh", False, False, backend)
+                forward(network, (x, h0, weights, other), backend)
     for other in (sizes.tolist(), sizes.numpy(), 3, "3"):
         with pytest.raises(TypeError, match="batch_sizes"):
-            rnn_sequence(*case.args, batch_sizes=other, backend=backend)
+            rnn_sequence(x, h0[0], *weights, batch_sizes=other, backend=backend)
 
 
 # ---- graphs that are called with other arguments than they were captured with ------------------------

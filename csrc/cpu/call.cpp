@@ -14,6 +14,7 @@
 #include <structmember.h>
 
 #include <initializer_list>
+#include <utility>
 
 namespace rnnfast {
 
@@ -205,23 +206,27 @@ PyObject* having(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   if (!owner) return nullptr;
   Call* call = reinterpret_cast<Call*>(owner.get());
   View view;
-  const auto take = [&](const char* name, PyObject* object, const Shape& shape, PyObject** field) -> const char* {
+  // The tensor that keeps the memory of `view`, or null with an exception set.
+  const auto take = [&](const char* name, PyObject* object, const Shape& shape) -> Owned {
     Owned copy;
     if (!look_dense(name, object, call, shape, &copy, &view)) return nullptr;
-    set(field, copy ? copy.get() : object);
-    return view.data;
+    return copy ? std::move(copy) : Owned(Py_NewRef(object));
   };
-  call->x_data = take("x", args[0], call->x_shape, &call->x);
-  call->h0_data = take("h0", args[1], call->h0_shape, &call->h0);
+  Owned x = take("x", args[0], call->x_shape);
+  if (!x) return nullptr;
+  call->x_data = view.data;
+  set(&call->x, x.get());
+  Owned h0 = take("h0", args[1], call->h0_shape);
+  if (!h0) return nullptr;
+  call->h0_data = view.data;
+  set(&call->h0, h0.get());
   Owned weights(PyTuple_New(net.count() * net.per));
-  if (!weights || PyErr_Occurred()) return nullptr;
+  if (!weights) return nullptr;
   for (int i = 0; i < net.count() * net.per; ++i) {
-    Owned weight(Py_NewRef(Py_None));
-    PyObject* kept = weight.get();
-    call->pointers[i] = take("a weight", PyTuple_GET_ITEM(args[2], i), call->weight_shape(i), &kept);
-    weight.release();
-    PyTuple_SET_ITEM(weights.get(), i, kept);
-    if (PyErr_Occurred()) return nullptr;
+    Owned weight = take("a weight", PyTuple_GET_ITEM(args[2], i), call->weight_shape(i));
+    if (!weight) return nullptr;
+    call->pointers[i] = view.data;
+    PyTuple_SET_ITEM(weights.get(), i, weight.release());
   }
   set(&call->weights, weights.get());
   if (args[3] == Py_None) return owner.release();

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from ..call import Call, Network
+from ..call import Call, Network, dense_gradient
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Needs(NamedTuple):
 class Outputs(NamedTuple):
     """What a backward pass has beside a call: outputs of the forward pass, and their gradients.
 
-    A gradient of None stands for zeros. That of `hidden` is there in a double backward pass alone.
+    A gradient may have any layout, and None stands for zeros. That of `hidden` is there in a double backward
+    pass alone.
     """
 
     out: Tensor  # like x but for its last dimension, D * H
@@ -172,11 +173,16 @@ class Backend:
             outputs.append(rows)
             last += [h_n for _, h_n in walks]
         h_n = last[0] if len(last) == 1 else torch.stack(last)
-        results = rows.reshape(shape), h_n.reshape(_state_shape(call, call.x))
+        results = rows.reshape(shape), h_n.reshape(state_shape(call, call.x))
         return results if network.layers == 1 else (*results, torch.stack(outputs[:-1]))
 
     def backward(self, call: Call, outputs: Outputs, needs: tuple[bool, ...]) -> tuple[Optional[Tensor], ...]:
-        """Computes the gradients of x, h0 and each weight, where `needs` says so; else they are None."""
+        """Computes the gradients of x, h0 and each weight, where `needs` says so; else they are None.
+
+        Raises:
+            RuntimeError: an output or gradient is not what the forward pass of this call had.
+        """
+        outputs = _looked_at(call, outputs)
         network, directions = call.network, len(call.network.reverse)
         per, count, hidden_size = network.per, network.layers * directions, call.hidden_size
         top = outputs.out.reshape(call.rows, directions * hidden_size)
@@ -220,7 +226,7 @@ class Backend:
         if needs[1]:
             found_states = [state for state in dstates if state is not None]
             dh0 = found_states[0] if count == 1 else torch.stack(found_states)
-            dh0 = dh0.reshape(_state_shape(call, outputs.out))
+            dh0 = dh0.reshape(state_shape(call, outputs.out))
         return None if not needs[0] or grad is None else grad.reshape(x.shape), dh0, *dweights
 
     def layer_forward(self, layer: Layer) -> tuple[Tensor, Tensor]:  # out [R, H], h_n [B, H]
@@ -250,7 +256,24 @@ class Backend:
         raise NotImplementedError
 
 
-def _state_shape(call: Call, like: Tensor) -> tuple[int, ...]:
+def _looked_at(call: Call, outputs: Outputs) -> Outputs:
+    """Dense and checked: gradients have any layout, and hooks of users bring saved tensors back."""
+    network, (_, device, dtype, *_) = call.network, call.problem
+    width, out = len(network.reverse) * call.hidden_size, outputs.out
+    shape = out.shape if out.dim() and out.shape[-1] == width and out.numel() == call.rows * width else None
+    hidden = network.layers - 1, call.rows, width
+    shapes = shape, hidden, shape, state_shape(call, out), hidden
+    for name, tensor, expected in zip(Outputs._fields, outputs, shapes, strict=True):
+        if tensor is not None and (
+            tensor.shape != expected or tensor.dtype is not dtype or tensor.device != device
+        ):
+            raise RuntimeError(
+                f"{name} is not what the forward pass of this call had: its shape, dtype or device differs"
+            )
+    return Outputs(*map(dense_gradient, outputs))
+
+
+def state_shape(call: Call, like: Tensor) -> tuple[int, ...]:
     """That of h0 and h_n; `like` has as many dimensions as x."""
     network = call.network
     batch = () if call.batch_sizes is None and like.dim() == (1 if network.step else 2) else (call.batch,)

@@ -14,7 +14,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, are_deterministic_algorithms_enabled, get_num_threads
 
-from ..call import Call, read
+from ..call import READY, Call, read
 from ..native import DTYPES, MISSING, native
 from .base import Backend, Outputs, Problem
 from .eager import NAMES
@@ -29,7 +29,9 @@ class CpuBackend(Backend):
     name = "cpu"
 
     def unavailable(self) -> Optional[str]:
-        return MISSING
+        if MISSING is not None or READY:
+            return MISSING
+        return "torch has no table of DLPack's functions, version 1, through which tensors are read"
 
     def details(self) -> str:
         threads = "OpenMP" if native.openmp() and not native.team_lost() else "one thread"
@@ -48,7 +50,7 @@ class CpuBackend(Backend):
 
     def backward(self, call: Call, outputs: Outputs, needs: tuple[bool, ...]) -> tuple[Optional[Tensor], ...]:
         out, hidden, grad_out, grad_hn, _ = outputs
-        return _native(call).backward(out, hidden, grad_out, grad_hn, needs, get_num_threads())
+        return _native(call, out).backward(out, hidden, grad_out, grad_hn, needs, get_num_threads())
 
     def recurrence_forward(
         self,
@@ -80,15 +82,23 @@ class CpuBackend(Backend):
         return h_n
 
 
-def _native(call: Call) -> Any:
+def _native(call: Call, like: Optional[Tensor] = None) -> Any:
     """The call as native code has read it, whose methods run it.
+
+    In a backward pass new memory like `like` takes the place of what is not read and so wasn't saved.
 
     Raises:
         RuntimeError: its tensors are not what kernels take.
     """
     if isinstance(call, native.Call):
         return call
-    found = read(call.network, call.x, call.h0, call.weights, call.batch_sizes)
+    x, h0, *weights = (
+        like.new_empty(shape) if tensor is None and like is not None else tensor
+        for tensor, shape in zip((call.x, call.h0, *call.weights), call._shapes, strict=True)
+    )
+    if call.h0 is None and call.network.module:
+        h0 = None  # zeros
+    found = read(call.network, x, h0, tuple(weights), call.batch_sizes)
     if found is None:
         raise RuntimeError("the CPU kernels take dense tensors of torch's own types; these are not")
     return found
