@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from rnnfast import dispatch, testing
-from rnnfast.call import Network, dense
+from rnnfast.backends.base import read_by
+from rnnfast.call import Network, dense, made
 from rnnfast.native import native
 from rnnfast.testing import BACKENDS
 from tests.stacks import compare, make
@@ -40,6 +41,16 @@ def test_packed_stack(shape, h0, biases, dtype, backend):
 
 
 @each_backend
+@pytest.mark.parametrize("h0", [True, False])
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "packed"])
+def test_call_made_in_python(lengths, h0, backend):
+    """As where there is no native extension."""
+    stack = make((3, 2, 4, 2, 3, 5), torch.float64, lengths, h0)
+    call = stack.call
+    compare(replace(stack, call=made(call.network, call.x, call.h0, call.weights, call.batch_sizes)), backend)
+
+
+@each_backend
 @pytest.mark.parametrize("used", ["out", "h_n"])
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "packed"])
 def test_one_output_used(lengths, used, backend):
@@ -59,6 +70,24 @@ def test_one_gradient_wanted(steps, lengths, backend):
         (gradient,) = stack.backward(solver, results, [name]).values()
         testing.check(f"gradient of {name}", gradient, everything[name], 1e-14)
     assert stack.backward(solver, results, []) == {}
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_nothing_is_kept_that_no_gradient_reads(steps):
+    """NaN in any tensor that is kept for a gradient reaches it."""
+    stack, solver = make((3, 1, steps, 2, 3, 5), torch.float64), dispatch.get("eager")
+    call, results = stack.call, tuple(stack.forward(solver).values())
+    given = (call.x, call.h0, *call.weights)
+    for name in stack.names:
+        needs = tuple(name == other for other in stack.names)
+        for i, read in enumerate(read_by(call.network, needs, steps > 1)):
+            if read:
+                x, h0, *weights = (
+                    t if i != j else torch.full_like(t, torch.nan) for j, t in enumerate(given)
+                )
+                poisoned = call.having(x, h0, tuple(weights), None)
+                grads = testing.backward(solver, poisoned, results, (stack.grad_out, stack.grad_hn), needs)
+                assert grads[needs.index(True)].isnan().any(), f"{name} keeps {stack.names[i]}"
 
 
 @each_backend

@@ -13,10 +13,11 @@ import torch
 
 from rnnfast import dispatch
 from rnnfast.backends import cuda
-from rnnfast.backends.base import Needs, Problem
+from rnnfast.backends.base import Problem
+from rnnfast.backends.precision import tf32
 from rnnfast.backends.recurrence import Walk
 from rnnfast.functional import rnn_sequence, rnn_step
-from rnnfast.testing import NAMES, Case, check, expected, make
+from rnnfast.testing import NAMES, Case, backward, check, expected, make, registered
 from tests import cuda_on_cpu
 from tests.compare import compare_sequence, make_without_hn
 from tests.cuda_on_cpu import backend as on_cpu
@@ -46,16 +47,12 @@ WIDTHS = [65, 128, 131, 192, 200, 256, 259, 300]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registered():
-    before = dict(dispatch._registry), cuda.native
-    cuda.native = on_cpu.native()
-    dispatch.register(on_cpu.CudaOnCpu())
+def on_the_machine():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a kernel is one thread, and torch's others would spin beside it
-    yield
+    with registered(on_cpu.CudaOnCpu()):
+        yield
     torch.set_num_threads(threads)
-    dispatch._registry, cuda.native = before
-    dispatch.find.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -67,17 +64,16 @@ def order_of_threads(request):
 @pytest.fixture
 def dtype(kind, monkeypatch):
     """The type of a kind, and its rule for products."""
-    dtype, tf32 = KINDS[kind]
-    monkeypatch.setattr(cuda, "tf32", lambda: tf32)
-    if tf32:
+    dtype, rounded = KINDS[kind]
+    if rounded:
         monkeypatch.setattr(Case, "tolerance", partialmethod(Case.tolerance, tf32=True))
-    dispatch.find.cache_clear()
-    return dtype
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=rounded):
+        yield dtype
 
 
 def make_case(shape, dtype, nonlinearity="tanh", **options):
     """TF32's relu needs the care of 16-bit types: a rounding error must not decide a derivative."""
-    like = torch.float16 if dtype is torch.float32 and cuda.tf32() else dtype
+    like = torch.float16 if dtype is torch.float32 and tf32() else dtype
     return make(shape, like, nonlinearity, **options).to(dtype)
 
 
@@ -205,10 +201,10 @@ def test_bits_do_not_depend_on_the_batch(dtype, hidden_size):
         return out.view(3, -1, hidden_size)[-1], h_n, dpre.view(3, -1, hidden_size)[0], dh0
 
     def step(b):
-        x, h, *weights = case.args
-        out = solver.step_forward(x[0, b], h[b], *weights, "tanh")
-        grads = solver.step_backward(grad[b], x[0, b], h[b], *weights[:2], out, "tanh", Needs())
-        return out, grads.x, grads.h0
+        inputs = {**case.inputs, "x": case.inputs["x"][:, b], "h0": h0[b]}
+        call = Case(inputs, pre[:, b], grad[b]).call(step=True)
+        (out,) = results = solver.forward(call)
+        return out, *backward(solver, call, results, (grad[b], None))[:2]
 
     for function in (forward_and_backward, step):
         together = function(slice(None))
@@ -317,12 +313,12 @@ def test_refusals(changes, reason):
 )
 def test_devices(seen_by_torch, count, capability, reason, monkeypatch):
     native = SimpleNamespace(device_count=lambda: count, current_device=lambda: (capability, 100, 0))
-    monkeypatch.setattr(cuda, "native", native)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: seen_by_torch)
-    assert cuda.CudaBackend().unavailable() == reason
+    backend = cuda.CudaBackend(native)
+    assert backend.unavailable() == reason
     if reason is None:
-        assert cuda.CudaBackend().details() == "compute capability 8.0, 100 multiprocessors"
-        assert not cuda.CudaBackend().measured()
+        assert backend.details() == "compute capability 8.0, 100 multiprocessors"
+        assert not backend.measured()
 
 
 def test_auto_takes_what_was_measured_on_the_device_that_it_was_measured_on(monkeypatch):
@@ -335,8 +331,8 @@ def test_auto_takes_what_was_measured_on_the_device_that_it_was_measured_on(monk
             resident_limit=lambda dtype: 256,
             grid_limit=lambda dtype, tf32: 2048,
         )
-        monkeypatch.setattr(cuda, "native", native)
-        assert dispatch.choose(problem) == chosen
+        with registered(cuda.CudaBackend(native)):
+            assert dispatch.choose(problem) == chosen
 
 
 class Failing:
@@ -353,7 +349,7 @@ class Failing:
 
 @pytest.mark.parametrize("result", [-1, -2, -3, 1, 719])
 def test_failed_launch_names_kernel_and_sizes(result, monkeypatch):
-    monkeypatch.setattr(cuda, "native", Failing(result))
+    monkeypatch.setattr(dispatch.get(BACKEND), "native", Failing(result))
     case = make_case((3, 2, 5, 18), torch.float32)
     words = on_cpu.native().message(result)
     with pytest.raises(

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 import torch
 
-from rnnfast import dispatch
-
 # A name, a dtype, and whether products of float32 may be rounded to TF32.
 KINDS: dict[str, tuple[str, bool]] = {
     "bfloat16": ("bfloat16", False),
@@ -26,9 +24,5 @@ def products(tf32: bool) -> Iterator[None]:
     """
     cudnn = torch.backends.cudnn
     kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-    dispatch.find.cache_clear()  # what a backend refuses may depend on it
-    try:
-        with cudnn.flags(**kept, allow_tf32=tf32):
-            yield
-    finally:
-        dispatch.find.cache_clear()
+    with cudnn.flags(**kept, allow_tf32=tf32):
+        yield

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +26,8 @@ import rnnfast
 from bench import command
 from bench.cases.timing import Budget, Call, alternate
 from bench.machine import environment
-from rnnfast import dispatch
-from rnnfast.backends import cuda
+from rnnfast.backends.cuda import CudaBackend
+from rnnfast.testing import registered
 
 SIZE = 64
 
@@ -55,11 +56,22 @@ def _launched(*arguments: int) -> int:
     return 0
 
 
-class HostOfCuda(cuda.CudaBackend):
+LAUNCHERS = SimpleNamespace(
+    resident_limit=lambda dtype: 256,
+    grid_limit=lambda dtype, tf32: 2048,
+    resident_forward=_launched,
+    resident_backward=_launched,
+)
+
+
+class HostOfCuda(CudaBackend):
     """Goes all the way to the launchers of rnnfast._cuda, in whose place are functions that do nothing."""
 
     name = "cuda-host"
     device = "cpu"
+
+    def __init__(self) -> None:
+        super().__init__(LAUNCHERS)
 
     def unavailable(self) -> None:
         return None
@@ -71,19 +83,10 @@ class HostOfCuda(cuda.CudaBackend):
         return 0
 
 
-def host_of_cuda(input_size: int, hidden_size: int) -> rnnfast.RNN:
-    cuda.native = SimpleNamespace(
-        resident_limit=lambda dtype: 256,
-        grid_limit=lambda dtype, tf32: 2048,
-        resident_forward=_launched,
-        resident_backward=_launched,
-    )
-    dispatch.register(HostOfCuda())
-    return rnnfast.RNN(input_size, hidden_size, backend=HostOfCuda.name)
-
-
 def contenders() -> dict[str, Call]:
-    modules = {"nothing": Nothing, "rnnfast": rnnfast.RNN, "cuda's host": host_of_cuda, "torch": torch.nn.RNN}
+    """The calls by name, while `HostOfCuda` is registered."""
+    host = partial(rnnfast.RNN, backend=HostOfCuda.name)
+    modules = {"nothing": Nothing, "rnnfast": rnnfast.RNN, "cuda's host": host, "torch": torch.nn.RNN}
     x, h0, grad = torch.randn(1, 1, SIZE), torch.zeros(1, 1, SIZE), torch.ones(1, 1, SIZE)
 
     def forward(rnn: torch.nn.Module) -> Call:
@@ -144,7 +147,9 @@ def main(arguments: list[str]) -> int:
     p = command.parser("calls", __doc__)
     p.add_argument("--json", type=Path)
     options = p.parse_args(arguments)
-    measured = alternate(contenders(), Budget(seconds=1.0)) | alternate(prepared(), Budget(seconds=1.0))
+    budget = Budget(seconds=1.0)
+    with registered(HostOfCuda()):
+        measured = alternate(contenders(), budget) | alternate(prepared(), budget)
     for name, m in measured.items():
         print(f"{name:<21} {m.median * 1e6:6.1f} us  ({m.q1 * 1e6:.1f} to {m.q3 * 1e6:.1f})")
     if options.json:

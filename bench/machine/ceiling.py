@@ -2,8 +2,8 @@
 
 For each layer, the fraction of the measured peak that torch's products reach (MKL, where torch is built
 with it), and ours: the input product is a forward pass less its recurrence, a gradient is a backward pass
-that wants it less one that wants nothing; "gradients" are those of all parameters together. It tells how
-much of a missed target is the machine's.
+that wants it and that of h0 less one that wants that of h0 alone; "gradients" are those of all parameters
+together. It tells how much of a missed target is the machine's.
 
 A recurrence has H multiply-adds for each vector of its output, and then the rest: adding the input's part,
 the activation, storing. "besides" is the time of the rest in multiply-adds, H (1 / fraction - 1).
@@ -21,8 +21,9 @@ from torch.nn.functional import linear
 from bench import command
 from bench.cases.timing import single_calls, time_one
 from bench.machine import environment
-from rnnfast.backends.base import Needs
-from rnnfast.backends.cpu import CpuBackend, native
+from rnnfast.backends.cpu import CpuBackend
+from rnnfast.native import native
+from rnnfast.testing import NAMES, Case, backward
 
 LAYERS = [  # T, B, I, H
     (100, 8, 256, 256),
@@ -32,7 +33,6 @@ LAYERS = [  # T, B, I, H
     (100, 32, 512, 512),
     (100, 64, 1024, 1024),
 ]
-NOTHING = Needs(x=False, h0=False, weight_ih=False, weight_hh=False, bias=False)
 
 
 def seconds(f: Callable[[], object], budget: float = 0.5) -> float:
@@ -44,29 +44,31 @@ def fractions(steps: int, batch: int, inputs: int, hidden: int) -> dict[str, flo
     rows, threads, cpu = steps * batch, torch.get_num_threads(), CpuBackend()
     x, grad, h0 = torch.randn(rows, inputs), torch.randn(rows, hidden), torch.zeros(batch, hidden)
     w_ih, w_hh = torch.randn(hidden, inputs) / inputs**0.5, torch.randn(hidden, hidden) / (2 * hidden**0.5)
-    bias, walk = torch.zeros(hidden), ("tanh", None, False)
-    out, _ = cpu.sequence_forward(x, h0, w_ih, w_hh, bias, bias, *walk)
-    pre = torch.randn(rows, hidden)
+    bias, pre = torch.zeros(hidden), torch.randn(rows, hidden)
+    tensors = (x.view(steps, batch, inputs), h0, w_ih, w_hh, bias, bias)
+    call = Case(dict(zip(NAMES, tensors, strict=True)), grad, h0).call()
+    results = cpu.forward(call)
 
-    def backward(needs: Needs) -> float:
-        return seconds(lambda: cpu.sequence_backward(grad, None, x, h0, w_ih, w_hh, out, *walk, needs=needs))
+    def gradients(*wanted: str) -> float:
+        needs, grads = tuple(name in wanted for name in NAMES), (grad.view_as(results[0]), None)
+        return seconds(lambda: backward(cpu, call, results, grads, needs))
 
     recurrence = seconds(lambda: cpu.recurrence_forward(pre, h0, w_hh, "tanh"))
     relu = seconds(lambda: cpu.recurrence_forward(pre, h0, w_hh, "relu"))
-    forward = seconds(lambda: cpu.sequence_forward(x, h0, w_ih, w_hh, bias, bias, *walk))
-    nothing = backward(NOTHING)
+    forward = seconds(lambda: cpu.forward(call))
+    alone = gradients("h0")
     flops = 2 * rows * inputs * hidden
     found = {
         "torch product": flops / seconds(lambda: linear(x, w_ih, bias)),
         "torch weight gradient": flops / seconds(lambda: grad.t() @ x),
         "product": flops / (forward - recurrence),
-        "weight gradient": flops / (backward(NOTHING._replace(weight_ih=True)) - nothing),
+        "weight gradient": flops / (gradients("h0", "weight_ih") - alone),
         "gradients": (flops + 2 * rows * hidden**2)
-        / (backward(NOTHING._replace(weight_ih=True, weight_hh=True, bias=True)) - nothing),
-        "input gradient": flops / (backward(NOTHING._replace(x=True)) - nothing),
+        / (gradients("h0", "weight_ih", "weight_hh", "bias_ih") - alone),
+        "input gradient": flops / (gradients("h0", "x") - alone),
         "recurrence": 2 * rows * hidden**2 / recurrence,
         "recurrence, relu": 2 * rows * hidden**2 / relu,
-        "backward recurrence": 2 * rows * hidden**2 / nothing,
+        "backward recurrence": 2 * rows * hidden**2 / alone,
     }
     peak = max(native.fma_peak(threads, 0.1) for _ in range(3))
     fractions = {name: rate / peak for name, rate in found.items()}

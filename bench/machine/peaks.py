@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 
-from rnnfast.backends.cpu import DTYPES
+from rnnfast.native import DTYPES, MISSING, native
 
 # Per core, where the system does not tell: the smallest in common use.
 TYPICAL = {"L1": 32 << 10, "L2": 512 << 10, "L3": 8 << 20}
@@ -16,11 +16,7 @@ TYPICAL = {"L1": 32 << 10, "L2": 512 << 10, "L3": 8 << 20}
 
 def unavailable() -> Optional[str]:
     """Why the machine's peaks cannot be measured, or None."""
-    try:
-        native()
-    except (ImportError, AttributeError) as error:
-        return f"the roofline needs the probes of the compiled extension: {error}"
-    return None
+    return None if MISSING is None else f"the roofline needs the probes of the compiled extension: {MISSING}"
 
 
 class PeakMeter:
@@ -30,11 +26,11 @@ class PeakMeter:
 
     def __init__(self, threads: int, dtype: str = "float32") -> None:
         self.threads = threads
-        self.dtype = DTYPES[getattr(torch, dtype)]
+        self.dtype = DTYPES.index(getattr(torch, dtype))
         self.rates: list[float] = []
 
     def __call__(self) -> None:
-        self.rates.append(native()[0](self.threads, 1e-3, self.dtype))
+        self.rates.append(native.fma_peak(self.threads, 1e-3, self.dtype))
 
     @property
     def peak(self) -> float:
@@ -53,13 +49,3 @@ def cache_sizes(threads: int) -> dict[str, int]:
         if level in sizes:
             sizes[level] = size if level == "L3" else size * threads
     return sizes
-
-
-def native() -> tuple[Any, Any]:
-    """FMA peak, flop/s, and read bandwidth, byte/s: functions.
-
-    Raises ImportError or AttributeError without the extension.
-    """
-    from rnnfast import _cpu  # type: ignore[attr-defined]
-
-    return _cpu.fma_peak, _cpu.read_bandwidth

@@ -4,7 +4,6 @@ reaches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Optional
 
 import torch
@@ -14,6 +13,8 @@ from bench.cases.inputs import make_inputs
 from bench.cases.timing import Budget, alternate
 from bench.cases.truth import wrong
 from bench.machine.peaks import PeakMeter
+from rnnfast.backends.cpu import CpuBackend
+from rnnfast.native import MISSING
 
 
 def applies(case: Case) -> bool:
@@ -23,11 +24,7 @@ def applies(case: Case) -> bool:
 
 
 def unavailable() -> Optional[str]:
-    try:
-        _kernel()
-    except (ImportError, AttributeError) as error:
-        return f"no recurrence kernel: {error}"
-    return None
+    return None if MISSING is None else f"no recurrence kernel: {MISSING}"
 
 
 def flops(case: Case) -> float:
@@ -41,7 +38,7 @@ def measure(case: Case, seconds: float) -> tuple[float, float]:
     """
     inputs = make_inputs(case)
     w_ih, w_hh, b_ih, b_hh = inputs.layer(0, 0)
-    h0, kernel = inputs.h0[0], _kernel()
+    h0, kernel = inputs.h0[0], CpuBackend().recurrence_forward
     rows = torch.nn.functional.linear(inputs.x, w_ih, b_ih + b_hh).flatten(0, 1)
     kernel(rows, h0, w_hh, case.nonlinearity, None, False)
     problem = wrong(case, rows.view(case.steps, case.batch, case.hidden_size), [])
@@ -51,9 +48,3 @@ def measure(case: Case, seconds: float) -> tuple[float, float]:
     meter = PeakMeter(case.threads)
     calls = {"recurrence": lambda: kernel(rows, h0, w_hh, case.nonlinearity, None, False), "peak": meter}
     return alternate(calls, Budget(seconds=seconds))["recurrence"].median, meter.peak
-
-
-def _kernel() -> Callable[..., torch.Tensor]:
-    from rnnfast.backends.cpu import CpuBackend
-
-    return CpuBackend().recurrence_forward

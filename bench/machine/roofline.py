@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass
 
 from bench.cases.case import Case
 from bench.machine import recurrence
-from bench.machine.peaks import cache_sizes, native
+from bench.machine.peaks import cache_sizes
+from rnnfast.native import native
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 LEVELS = ("L1", "L2", "L3", "DRAM")
@@ -55,7 +56,6 @@ class Bound:
 
 def measure(threads: int, seconds: float = 0.3) -> Machine:
     """Takes about ten times `seconds`."""
-    fma_peak, read_bandwidth = native()
     capacity = cache_sizes(threads)
     # Half of a level for each private cache; well out of L2 but far from filling a shared L3; beyond it.
     probes = {
@@ -67,8 +67,8 @@ def measure(threads: int, seconds: float = 0.3) -> Machine:
     return Machine(
         threads=threads,
         # The best of three: a core needs a moment of work before it runs at the frequency that it will keep.
-        fma_peak=max(fma_peak(threads, seconds) for _ in range(3)),
-        bandwidth={level: read_bandwidth(size, threads, seconds) for level, size in probes.items()},
+        fma_peak=max(native.fma_peak(threads, seconds) for _ in range(3)),
+        bandwidth={level: native.read_bandwidth(size, threads, seconds) for level, size in probes.items()},
         capacity=capacity,
         step_latency=_step_latency(seconds),
     )

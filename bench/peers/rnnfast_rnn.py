@@ -32,22 +32,21 @@ class Rnnfast(Peer):
     def refuses(self, case: Case) -> Optional[str]:
         if self.backend == "auto":
             return None
-        widths = {case.input_size, case.hidden_size * case.directions if case.layers > 1 else case.input_size}
-        problems = [
-            Problem(
-                case.kind,
-                case.device,
-                case.dtype,
-                width,
-                case.hidden_size,
-                case.batch,
-                case.steps,
-                case.packed,
-                case.training,
-            )
-            for width in widths
-        ]
-        return next((why for p in problems if (why := dispatch.why_not(self.backend, p))), None)
+        problem = Problem(
+            case.kind,
+            case.device,
+            case.dtype,
+            case.input_size,
+            case.hidden_size,
+            case.batch,
+            case.steps,
+            case.packed,
+            case.layers,
+            case.directions,
+            grad=case.training,
+            tf32=case.tf32,
+        )
+        return dispatch.why_not(self.backend, problem)
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
         rnn = partial(rnnfast.RNN, backend=self.backend)

@@ -128,7 +128,7 @@ def test_worker_skips_finished_cells(tmp_path: Path, monkeypatch):
     try:
         assert worker.main(command) == 0
         first = list(measured)
-        assert len(first) == 4  # a sequence and a step, in both modes
+        assert len(first) == 12  # a layer, four stacks and a step, in both modes
         assert worker.main(command) == 0
         assert measured == first
     finally:

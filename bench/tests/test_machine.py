@@ -9,7 +9,7 @@ import pytest
 from bench.cases.case import Case
 from bench.cases.precision import KINDS
 from bench.machine import calls, gpu_peaks, gpu_roofline, roofline
-from rnnfast import dispatch
+from rnnfast.testing import registered
 
 
 def test_flops_and_bound_by_hand():
@@ -60,15 +60,13 @@ def test_a_step_of_nothing_is_measured():
     assert lengths == [8, 4]
 
 
-def test_calls_that_compute_next_to_nothing(monkeypatch):
-    monkeypatch.setattr(calls.cuda, "native", calls.cuda.native)
-    monkeypatch.setattr(dispatch, "_registry", dict(dispatch._registry))
-    contenders = calls.contenders()
-    assert len(contenders) == 8
-    for name, call in contenders.items():
-        result = call()
-        assert len(result) == (4 if name.startswith("training") else 2), name
-    dispatch.find.cache_clear()
+def test_calls_that_compute_next_to_nothing():
+    with registered(calls.HostOfCuda()):
+        contenders = calls.contenders()
+        assert len(contenders) == 8
+        for name, call in contenders.items():
+            result = call()
+            assert len(result) == (4 if name.startswith("training") else 2), name
 
 
 def test_peaks():

@@ -84,6 +84,12 @@ class LayerForward {
 
   explicit operator bool() const { return input_ && state_; }
 
+  // Packs the weights, which the first chunk would do otherwise; returns nonzero if there is no memory for scratch.
+  int prepare() {
+    input_.prepare();
+    return run_walk(layer_.walk, op_, state_, 0);
+  }
+
   // Takes the chunk; returns nonzero if there is no memory for scratch.
   int walk(const Cut& chunk) {
     const Range rows = chunk.rows();
@@ -172,6 +178,12 @@ class LayerBackward {
   }
 
   explicit operator bool() const { return dpre_ && before_ && zeros_ && input_ && state_ && weights_; }
+
+  // Packs the weights, which the first chunk would do otherwise; returns nonzero if there is no memory for scratch.
+  int prepare() {
+    input_.prepare();
+    return run_walk(layer_.walk, op_, state_, 0);
+  }
 
   // Takes the recurrence over the chunk; returns nonzero if there is no memory for scratch.
   int walk(const Cut& chunk) {

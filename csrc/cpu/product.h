@@ -97,6 +97,9 @@ class Product {
 
   explicit operator bool() const { return weight_ && bias_ && copies_; }
 
+  // Packs b, where it is packed for all rows.
+  void prepare() { multiply(nullptr, 0, nullptr, 0, false); }
+
   // c = a b + bias or, with `add`, c += that, rounded before it is added as that of a tensor would be.
   void multiply(const S* a,       // [R, K]
                 int64_t R, S* c,  // [R, N], rows `ldc` apart

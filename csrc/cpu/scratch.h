@@ -85,13 +85,14 @@ class Reserve {
   size_t kept_ = 0;
 };
 
-// 64-byte aligned memory for the length of a scope. Converts to false if there is no memory.
+// 64-byte aligned memory for the length of a scope. Converts to false if there is no memory. Nothing is taken for none.
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) : block_(Reserve::of_this_thread().take(size_t(count > 0 ? count : 1) * sizeof(T))) {}
+  explicit Scratch(int64_t count)
+      : block_(count > 0 ? Reserve::of_this_thread().take(size_t(count) * sizeof(T)) : Reserve::Block{none(), 0}) {}
   ~Scratch() {
-    if (block_.p) Reserve::of_this_thread().give_back(block_);
+    if (block_.p && block_.bytes) Reserve::of_this_thread().give_back(block_);
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -99,6 +100,11 @@ class Scratch {
   T* get() const { return static_cast<T*>(block_.p); }
 
  private:
+  static void* none() {
+    alignas(64) static char address;
+    return &address;
+  }
+
   const Reserve::Block block_;
 };
 

@@ -15,8 +15,11 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-constexpr int64_t kChunkRows = 12;  // of a pipeline's chunk at least
+constexpr int64_t kChunkRows = 8;   // of a pipeline's chunk at least
 constexpr int64_t kChunkSteps = 4;  // of a pipeline's chunk at least, with a whole batch each
+
+// Two directions need no pipeline; their chunks only share the rows of an input gradient.
+constexpr int64_t kMeetingChunks = 4;
 
 // How a stack is shared.
 struct StackPlan {
@@ -36,7 +39,8 @@ StackPlan plan_stack(const Stack& stack, int first, int64_t rows, int threads) {
 
   const Walk walk{stack.T, stack.B, stack.H, stack.batch_sizes, false};
   const int64_t least = kChunkSteps * stack.B > kChunkRows ? kChunkSteps * stack.B : kChunkRows;
-  const StackPlan shared{members, pipeline, least < rows ? least : rows};
+  const int64_t chunk = pipeline ? least : kMeetingChunks * least;
+  const StackPlan shared{members, pipeline, chunk < rows ? chunk : rows};
   const int64_t recurrent = rows * stack.H * stack.H / kPerUnit<S>;
   const int64_t product = rows * stack.H * (D * stack.H) / kPerUnit<S>;  // of a layer but the first
   const int64_t first_product = first == 0 ? rows * stack.H * stack.I / kPerUnit<S> : product;
@@ -56,7 +60,7 @@ StackPlan plan_stack(const Stack& stack, int first, int64_t rows, int threads) {
   }
   // Two threads that read a weight each take more of the shared cache than two that read half of one.
   const int64_t weight = stack.H * units<S>(stack.H) * int64_t(sizeof(Unit<S>));
-  const bool pays = weight <= kOwnBytes && !pipeline ? apart <= together : apart < together - together / 8;
+  const bool pays = weight <= kOwnBytes && !pipeline ? apart <= together : apart < together;
   return pays ? shared : by_layer;
 }
 
@@ -132,6 +136,8 @@ KEPT int sequence(const StackArgs& args, Range layers, int d, int64_t rows, int6
     const Layer<S> layer = layer_at(l);
     fine = bool(own.make(layer, out_of(layer, l), part<S>(args.h_n, layer.state), chunk_rows, threads));
   }
+  // What needs no other layer is done while the first chunk of the layer before is being computed.
+  for (int i = 0; progress && fine && i < own.size(); ++i) fine = own[i].prepare() == 0;
   Cut cut(layer_at(0).walk, false, rows, chunk_rows);
   for (int64_t steps = 0; cut.next();) {
     steps += cut.count();
@@ -145,16 +151,16 @@ KEPT int sequence(const StackArgs& args, Range layers, int d, int64_t rows, int6
 // What threads that compute a stack share.
 template <class S>
 struct StackScratch {
-  const Scratch<Progress> progress;  // [L]
-  const Scratch<Meeting> meetings;   // [L]
+  const Scratch<Progress> progress;  // [L], of a pipeline
+  const Scratch<Meeting> meetings;   // [L], of a backward pass
   Barrier between_layers;
   int failed = 0;
 
-  StackScratch(int layers, int64_t rows) : progress(layers), meetings(layers) {
-    for (int l = 0; progress && meetings && l < layers; ++l) {
-      progress.get()[l].steps = 0;
-      meetings.get()[l].begin(rows);
-    }
+  StackScratch(const StackPlan& plan, int layers, bool backward, int64_t rows)
+      : progress(plan.pipeline ? layers : 0), meetings(backward ? layers : 0) {
+    if (!*this) return;
+    for (int l = 0; plan.pipeline && l < layers; ++l) progress.get()[l].steps = 0;
+    for (int l = 0; backward && l < layers; ++l) meetings.get()[l].begin(rows);
   }
 
   explicit operator bool() const { return progress && meetings; }
@@ -192,7 +198,7 @@ int stack(const StackArgs& args, int threads) {
   if (args.stepwise && plan.pipeline) plan = {1, false, plan.chunk_rows};
   const bool needs_zeros = args.stepwise && !stack.h0;
   const Scratch<S> zeros(needs_zeros ? stack.H : 0);
-  StackScratch<S> shared(stack.layers, rows);
+  StackScratch<S> shared(plan, stack.layers, false, rows);
   if (!zeros || !shared) return 1;
   if (needs_zeros && stack.H > 0) memset(zeros.get(), 0, size_t(stack.H) * sizeof(S));
   return shared.each(plan, 0, stack.layers, stack.directions, false, threads, [&](Range layers, int d, int one) {
@@ -235,6 +241,7 @@ KEPT int sequence_backward(const StackBackwardArgs& args, Range layers, int d, i
     const S* dout = l + 1 < L ? part<S>(between[(l + 1) % D], layer.columns) : part<S>(args.dout, layer.columns);
     fine = bool(own.make(layer, to, out, dout, part<S>(args.dh_n, layer.state), pass_rows, chunk_rows, threads));
   }
+  for (int i = 0; progress && fine && i < own.size(); ++i) fine = own[i].prepare() == 0;
   const Walk walk = Layer<S>(stack, args.hidden, rows, 0, d).walk;
   Cut cut(walk, true, pass_rows, chunk_rows);
   for (int64_t steps = 0; cut.next();) {
@@ -266,7 +273,7 @@ int stack_backward(const StackBackwardArgs& args, int threads) {
   const int64_t values = rows * D * stack.H;
   const int halves = L - lowest - 1 < D ? L - lowest - 1 : D;
   const Scratch<S> scratch(halves * values);
-  StackScratch<S> shared(L, rows);
+  StackScratch<S> shared(plan, L, true, rows);
   if (!scratch || !shared) return 1;
   S* const between[2] = {scratch.get(), scratch.get() + (halves > 1 ? values : 0)};
   const int64_t chunk_rows = plan.members > 1 ? plan.chunk_rows : rows;

@@ -49,24 +49,25 @@ class CudaBackend(RecurrenceBackend):
     name = "cuda"
     device = "cuda"  # the type of device whose tensors it takes
 
-    def __init__(self) -> None:
+    def __init__(self, native: Any = native) -> None:
+        self.native = native  # rnnfast._cuda or what takes its place
         self._faults: dict[torch.device, Tensor] = {}  # see _fault
 
     def unavailable(self) -> Optional[str]:
-        if native is None:
+        if self.native is None:
             return MISSING
-        if not torch.cuda.is_available() or native.device_count() == 0:
+        if not torch.cuda.is_available() or self.native.device_count() == 0:
             return "no CUDA device"
-        capability = native.current_device()[0]
+        capability = self.native.current_device()[0]
         if capability < OLDEST:
             return f"the GPU has compute capability {_dotted(capability)}, the kernels need {_dotted(OLDEST)}"
         return None
 
     def measured(self) -> bool:
-        return native.current_device()[0] == MEASURED
+        return self.native.current_device()[0] == MEASURED
 
     def details(self) -> str:
-        capability, multiprocessors, _ = native.current_device()
+        capability, multiprocessors, _ = self.native.current_device()
         return f"compute capability {_dotted(capability)}, {multiprocessors} multiprocessors"
 
     def refuses(self, problem: Problem) -> Optional[str]:
@@ -77,7 +78,7 @@ class CudaBackend(RecurrenceBackend):
             return f"dtype {problem.dtype} is not one of float64, float32, bfloat16, float16"
         if problem.kind == "sequence":
             number, rounded = DTYPES[dtype], dtype is torch.float32 and problem.tf32
-            limit = max(native.resident_limit(number), native.grid_limit(number, rounded))
+            limit = max(self.native.resident_limit(number), self.native.grid_limit(number, rounded))
             if limit == 0:
                 return f"there is no kernel for sequences of {problem.dtype}, only for steps"
             if problem.hidden_size > limit:
@@ -118,7 +119,7 @@ class CudaBackend(RecurrenceBackend):
         self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, walk: Walk
     ) -> tuple[Tensor, Tensor]:
         h_n = torch.empty_like(h0)
-        if _resident(h0):
+        if self._resident(h0):
             out = _aligned(_padded(pre, _row(pre)))
             tensors = (out, h0, _aligned(weight_hh), out, h_n)
             self._launch_recurrence("resident_forward", h0, nonlinearity, walk, (out.shape[1],), tensors)
@@ -140,7 +141,7 @@ class CudaBackend(RecurrenceBackend):
     ) -> tuple[Tensor, Tensor]:
         hidden_size = out.shape[1]
         dh0 = out.new_empty(walk.batch, hidden_size)
-        if _resident(dh0):
+        if self._resident(dh0):
             row = _row(out)
             out = _aligned(_padded(out, row))
             grad_out = None if grad_out is None else _aligned(_padded(grad_out, row))
@@ -153,6 +154,10 @@ class CudaBackend(RecurrenceBackend):
         tensors = (grad_out, grad_hn, out, weight_hh, dpre, dh0)
         self._launch_recurrence("grid_backward", dh0, nonlinearity, walk, exchange, tensors)
         return _narrow(dpre, hidden_size), dh0
+
+    def _resident(self, state: Tensor) -> bool:
+        """Whether W_hh fits into one block's registers, for a state [B, H]."""
+        return state.shape[1] <= self.native.resident_limit(DTYPES[state.dtype])
 
     def _launch_recurrence(
         self,
@@ -213,7 +218,7 @@ class CudaBackend(RecurrenceBackend):
             RuntimeError: the launch failed; kernel and sizes are named.
         """
         with self._on(like):
-            result = getattr(native, kernel)(
+            result = getattr(self.native, kernel)(
                 DTYPES[like.dtype],
                 ACTIVATIONS[nonlinearity],
                 _tf32(like.dtype),
@@ -224,7 +229,7 @@ class CudaBackend(RecurrenceBackend):
         if result != 0:
             shape = ", ".join(f"{name}={size}" for name, size in sizes.items())
             raise RuntimeError(
-                f"CUDA kernel {kernel} failed for {like.dtype}, {shape}: {native.message(result)}"
+                f"CUDA kernel {kernel} failed for {like.dtype}, {shape}: {self.native.message(result)}"
             )
 
     def _on(self, tensor: Tensor) -> AbstractContextManager[object]:
@@ -246,11 +251,6 @@ _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _current_stream)
 
 def _tf32(dtype: torch.dtype) -> bool:
     return dtype is torch.float32 and tf32()
-
-
-def _resident(state: Tensor) -> bool:
-    """Whether W_hh fits into one block's registers, for a state [B, H]."""
-    return state.shape[1] <= native.resident_limit(DTYPES[state.dtype])
 
 
 def _address(tensor: Optional[Tensor]) -> int:

@@ -8,13 +8,13 @@ import subprocess
 from collections import Counter
 from typing import Optional
 
-from ..backends import cpu as backend
+from ..native import MISSING, native
 from .report import Options, Report
 
 _ABOUT = {
     "step": "one step: dot products of [x, h] with rows of [W_ih, W_hh]",
-    "sequence": "the whole layer: packing, input product and recurrence in one call",
-    "sequence_backward": "its backward: recurrence and all gradients in one call",
+    "sequence": "layers in one direction: packing, input products and recurrences, chunk by chunk",
+    "sequence_backward": "its backward: recurrences and all gradients",
     "tile": "the register tile that products and recurrence are made of, the largest of its forms",
 }
 _TYPES = {"fp32": "float", "fp64": "double", "bf16": "bf16", "fp16": "f16"}
@@ -27,8 +27,8 @@ _CLASSES = {
 
 
 def unavailable() -> Optional[str]:
-    if backend.MISSING is not None:
-        return backend.MISSING
+    if MISSING is not None:
+        return MISSING
     if shutil.which("objdump") is None:
         return "objdump (of binutils) is not installed"
     return None
@@ -39,13 +39,12 @@ def kernels() -> dict[str, str]:
 
 
 def inspect(name: str, options: Options) -> Report:
-    isa = backend.native.instruction_set()
+    isa = native.instruction_set()
     if options.dtype != "bf16":
         isa = isa.removesuffix("bf16")  # such a set serves bfloat16 alone, see csrc/cpu/kernels.inc
-    symbol = _symbol(name, isa, options)
-    text = _run(
-        "objdump", "-d", "--no-show-raw-insn", "-C", f"--disassemble={symbol}", backend.native.__file__
-    )
+    symbol, begin, size = _function(name, isa, options)
+    where = f"--start-address={begin}", f"--stop-address={begin + size}"
+    text = _run("objdump", "-d", "--no-show-raw-insn", "-C", *where, native.__file__)
     instructions = re.findall(r"^\s*([0-9a-f]+):\s+(\S+)[ \t]*(.*)$", text, re.M)
     if not instructions:
         raise ValueError(f"the compiler left no function {symbol} of its own")
@@ -64,32 +63,34 @@ def inspect(name: str, options: Options) -> Report:
     )
 
 
-def _symbol(name: str, isa: str, options: Options) -> str:
-    """The function of that name for a type and activation; for `tile` the instantiation with most code."""
+def _function(name: str, isa: str, options: Options) -> tuple[str, int, int]:
+    """Symbol, address and bytes of the function of that name for a type and activation.
+
+    For `tile` that of the instantiation with most code.
+    """
     kind = _TYPES[options.dtype]
     kind = kind if kind in ("float", "double") else f"rnnfast::{isa}::{kind}"
     if name == "tile":
         # 16-bit types are computed in float, or bfloat16 in pairs.
         pairs = f"rnnfast::{isa}::Pair" if isa.endswith("bf16") else "float"
         kind = "double" if options.dtype == "fp64" else pairs
-        wanted = rf"rnnfast::{isa}::tile<{kind}, .*>\(.*\)"
+        wanted = rf"rnnfast::{isa}::tile<{kind}, .*>\(.*"
     else:
-        wanted = rf"rnnfast::{isa}::{name}<{kind}, rnnfast::{isa}::{options.nonlinearity.capitalize()}>\(.*\)"
-    table = _run("nm", "-C", "-S", backend.native.__file__)
+        wanted = rf"rnnfast::{isa}::{name}<{kind}, rnnfast::{isa}::{options.nonlinearity.capitalize()}>\(.*"
+    table = re.findall(
+        r"^([0-9a-f]+) ([0-9a-f]+) [tTwW] (?:int|void) (.*)$", _run("nm", "-C", "-S", native.__file__), re.M
+    )
     found = [
-        (int(size, 16), symbol)
-        for size, symbol in re.findall(r"^[0-9a-f]+ ([0-9a-f]+) [tTwW] (?:int|void) (.*)$", table, re.M)
-        if re.fullmatch(wanted, symbol)
+        (int(size, 16), int(address, 16), symbol)
+        for address, size, symbol in table
+        if re.fullmatch(wanted, symbol) and "[clone .cold" not in symbol
     ]
     if not found:
         raise ValueError(
             f"the extension has no function cpu.{name} for {options.dtype}: it was inlined, or stripped"
         )
-    return next(
-        line
-        for line in re.findall(r"^[0-9a-f]+ [0-9a-f]+ [tTwW] (.*)$", table, re.M)
-        if line.endswith(max(found)[1])
-    )
+    size, address, symbol = max(found)
+    return symbol, address, size
 
 
 def _hottest_loop(instructions: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:

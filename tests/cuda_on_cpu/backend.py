@@ -44,6 +44,9 @@ class CudaOnCpu(CudaBackend):
     name = "cuda-on-cpu"
     device = "cpu"
 
+    def __init__(self) -> None:
+        super().__init__(native())
+
     def unavailable(self) -> None:
         return None
 

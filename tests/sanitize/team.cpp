@@ -70,6 +70,7 @@ std::vector<char> numbers(DType dtype, int64_t count, uint32_t seed) {
 struct Shape {
   int64_t T, B, I, H;
   bool packed;
+  int layers = 1, directions = 1;
 };
 
 // Forward and backward; all that is computed, one after the other.
@@ -80,30 +81,37 @@ std::vector<char> run(DType dtype, Activation activation, const Shape& s, bool r
     sizes.push_back(s.packed ? s.B - t * (s.B - 1) / s.T : s.B);
     rows += sizes.back();
   }
-  const Walk walk{s.T, s.B, s.H, s.packed ? sizes.data() : nullptr, reverse};
-  const auto x = numbers(dtype, rows * s.I, 1), h0 = numbers(dtype, s.B * s.H, 2), w_ih = numbers(dtype, s.H * s.I, 3),
-             w_hh = numbers(dtype, s.H * s.H, 4), bias = numbers(dtype, s.H, 5), dout = numbers(dtype, rows * s.H, 6),
-             dh_n = numbers(dtype, s.B * s.H, 7);
+  const int L = s.layers, D = s.directions;
+  const int64_t width = D * s.H, most = s.I > width ? s.I : width, states = L * D * s.B * s.H;
+  const auto x = numbers(dtype, rows * s.I, 1), h0 = numbers(dtype, states, 2), w_ih = numbers(dtype, s.H * most, 3),
+             w_hh = numbers(dtype, s.H * s.H, 4), bias = numbers(dtype, s.H, 5), dout = numbers(dtype, rows * width, 6),
+             dh_n = numbers(dtype, states, 7);
   const auto fresh = [&](int64_t count) { return std::vector<char>(size_t(count) * kItemSize[int(dtype)]); };
-  auto out = fresh(rows * s.H), h_n = fresh(s.B * s.H), dx = fresh(rows * s.I), dh0 = fresh(s.B * s.H),
-       dw_ih = fresh(s.H * s.I), dw_hh = fresh(s.H * s.H), db = fresh(s.H);
-  int failed = kernels.sequence({dtype, activation, walk, s.I, false, x.data(), h0.data(), w_ih.data(), w_hh.data(),
-                                 bias.data(), bias.data(), out.data(), h_n.data()},
-                                threads);
-  failed |= kernels.sequence_backward(
-      {dtype, activation, walk, s.I, dout.data(), dh_n.data(), x.data(), h0.data(), w_ih.data(), w_hh.data(),
-       out.data(), dx.data(), dh0.data(), dw_ih.data(), dw_hh.data(), db.data()},
-      threads);
-  std::vector<char> all;
-  if (failed) return all;
-  for (const auto* part : {&out, &h_n, &dx, &dh0, &dw_ih, &dw_hh, &db})
-    all.insert(all.end(), part->begin(), part->end());
-  auto step = fresh(s.B * s.H);
-  if (kernels.step({dtype, activation, s.B, s.I, s.H, x.data(), h0.data(), w_ih.data(), w_hh.data(), bias.data(),
-                    nullptr, step.data()},
-                   threads))
+  auto hidden = fresh((L - 1) * rows * width), out = fresh(rows * width), h_n = fresh(states), dx = fresh(rows * s.I),
+       dh0 = fresh(states);
+  std::vector<const void*> weights;
+  std::vector<std::vector<char>> gradients;
+  for (int i = 0; i < L * D; ++i)
+    for (const auto* weight : {&w_ih, &w_hh, &bias, &bias}) {
+      weights.push_back(weight->data());
+      gradients.push_back(fresh(weight == &w_ih ? s.H * (i < D ? s.I : width) : weight == &w_hh ? s.H * s.H : s.H));
+    }
+  std::vector<void*> dweights;
+  for (auto& gradient : gradients) dweights.push_back(gradient.data());
+  Stack stack{dtype, activation, s.T,     s.B,  s.I,      s.H,       s.packed ? sizes.data() : nullptr,
+              L,     D,          reverse, true, x.data(), h0.data(), weights.data()};
+  if (kernels.stack({stack, false, hidden.data(), out.data(), h_n.data()}, threads)) return {};
+  if (kernels.stack_backward(
+          {stack, hidden.data(), out.data(), dout.data(), dh_n.data(), dx.data(), dh0.data(), dweights.data()},
+          threads))
     return {};
-  all.insert(all.end(), step.begin(), step.end());
+  std::vector<char> all;
+  for (const auto* part : {&hidden, &out, &h_n, &dx, &dh0}) all.insert(all.end(), part->begin(), part->end());
+  for (const auto& part : gradients) all.insert(all.end(), part.begin(), part.end());
+  stack.T = 1;
+  stack.batch_sizes = nullptr;
+  if (kernels.stack({stack, true, hidden.data(), out.data(), nullptr}, threads)) return {};
+  all.insert(all.end(), out.begin(), out.end());
   return all;
 }
 
@@ -115,10 +123,11 @@ int main(int count, char** arguments) {
     GOMP_parallel([](void* data) { ++*static_cast<int64_t*>(data); }, &sum, 4, 0);
     return 0;
   }
-  // Rows for each thread, columns for each thread, both in turn, packed and dense, one and many passes of a backward.
+  // Rows for each thread, columns for each thread, both in turn, packed and dense, one and many passes of a backward,
+  // layers in a pipeline, two directions at the same time.
   const std::vector<Shape> shapes = {
-      {6, 32, 40, 100, false}, {5, 3, 40, 300, false}, {4, 40, 20, 130, true},
-      {40, 1, 8, 200, false},  {9, 16, 300, 64, true}, {30, 90, 4, 72, false},
+      {6, 32, 40, 100, false}, {5, 3, 40, 300, false}, {4, 40, 20, 130, true},       {40, 1, 8, 200, false},
+      {9, 16, 300, 64, true},  {30, 90, 4, 72, false}, {90, 1, 20, 64, false, 3, 1}, {60, 3, 20, 64, true, 2, 2},
   };
   const size_t last = count > 1 ? size_t(atoi(arguments[1])) : shapes.size();
   int problems = 0;
