@@ -13,7 +13,7 @@ from .report import Options, Report
 
 _ABOUT = {
     "step": "one step: dot products of [x, h] with rows of [W_ih, W_hh]",
-    "sequence": "the whole layer: packing, input product and recurrence in one call",
+    "sequence": "whole layers: packing, input product and recurrence in one call",
     "sequence_backward": "its backward: recurrence and all gradients in one call",
     "tile": "the register tile that products and recurrence are made of, the largest of its forms",
 }
