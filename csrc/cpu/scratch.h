@@ -79,7 +79,7 @@ class Reserve {
   // and prevent malloc from joining freed ones: training at B = 32, H = 256, T = 1000 took 73 MiB, and now takes 42 in
   // most runs.
   static constexpr size_t kLarge = 128 << 10;
-  static constexpr int kBlocks = 24;
+  static constexpr int kBlocks = 12;
   static constexpr size_t kKept = size_t(32) << 20;
   Block blocks_[kBlocks] = {};
   size_t kept_ = 0;

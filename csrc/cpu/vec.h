@@ -20,7 +20,11 @@
 
 #define INLINE inline __attribute__((always_inline))
 // For functions that `python -m rnnfast.inspect` finds by their names.
+#if defined(__clang__)
 #define KEPT __attribute__((noinline))
+#else
+#define KEPT __attribute__((noinline, noclone))
+#endif
 
 namespace rnnfast {
 namespace RNNFAST_ISA {
