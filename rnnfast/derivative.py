@@ -42,7 +42,13 @@ def _higher_order(grads: tuple[Optional[Tensor], ...]) -> bool:
 
 def fields(network: Network) -> tuple[Any, ...]:
     """A network, among the arguments of the operators."""
-    return network.nonlinearity, network.layers, list(network.reverse), network.biases, network.step
+    return (
+        network.nonlinearity,
+        network.layers,
+        [int(reverse) for reverse in network.reverse],
+        network.biases,
+        network.step,
+    )
 
 
 def _recorded_forward(call: Call, backend: str) -> tuple[Tensor, ...]:

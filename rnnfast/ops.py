@@ -40,7 +40,7 @@ unseen = torch._C.DisableTorchFunction
 
 _CALL = (
     "Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, str nonlinearity, int layers,"
-    " bool[] reverse, bool biases, bool step"
+    " int[] reverse, bool biases, bool step"  # torch.jit.trace records no list of bools
 )
 _FORWARD = f"rnn({_CALL}, bool grad, str backend) -> Tensor[]"
 _BACKWARD = (
@@ -51,7 +51,7 @@ _BACKWARD = (
 
 def _network(arguments: Sequence[Any]) -> Network:
     nonlinearity, layers, reverse, biases, step = arguments
-    network = Network(nonlinearity, layers, tuple(reverse), biases, step, module=not step)
+    network = Network(nonlinearity, layers, tuple(map(bool, reverse)), biases, step, module=not step)
     check_network(network)
     return network
 

@@ -68,6 +68,11 @@ FOUND = [
     Problem(target="step", around="doubling mode"),
     Problem(target="rnn", steps=2, hidden=3, around="halving mode"),
     Problem(target="cell", batch=2, around="doubling mode"),
+    Problem(target="op_sequence", lengths=(1,), layers=2, bidirectional=True, capture="trace"),
+    Problem(target="op_step", capture="trace"),
+    Problem(target="rnn", layers=2, layouts=(("x", "subclass"),)),
+    Problem(target="step", layouts=(("hx", "subclass"),)),
+    Problem(target="rnn", hx=False, around="halving mode"),
 ]
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, invert_permutation
 
 import rnnfast
-from rnnfast import functional
-from rnnfast.backends.aten import torch_sequence, torch_step
+from rnnfast import derivative, functional
+from rnnfast.backends.aten import torch_call
+from rnnfast.call import Network
 
 from . import captures
 from .around import around
-from .problem import BACKWARDS, FUNCTIONS, MODULES, Problem
-from .tensors import Duck, dtype_of, gradient_numbers, side
+from .problem import BACKWARDS, FUNCTIONS, INPUTS, MODULES, STEPS, Problem
+from .tensors import Duck, dtype_of, gradient_numbers, layer_weights, short_name, side
 
 Outputs = dict[str, Any]
 
@@ -102,30 +103,48 @@ def call_of(
     if p.target in MODULES:
         module = module_of(p, ours, tensors, dtype)
         return lambda given: _call_module(p, module, given)
-    sequence = "sequence" in p.target
+    network = network_of(p)
 
     def call(given: dict[str, Any]) -> Outputs:
-        names = ("x", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        args = [given.get(name) for name in names]
-        batch_sizes = given.get("batch_sizes")
-        if not ours and sequence:
-            result = torch_sequence(*args, p.nonlinearity, batch_sizes, p.reverse)
-        elif not ours:
-            result = torch_step(*args, p.nonlinearity)
-        elif p.target in FUNCTIONS and sequence:
-            result = functional.rnn_sequence(
-                *args, p.nonlinearity, reverse=p.reverse, batch_sizes=batch_sizes, backend=p.backend
-            )
-        elif p.target in FUNCTIONS:
-            result = functional.rnn_step(*args, p.nonlinearity, backend=p.backend)
-        elif sequence:
-            rest = (batch_sizes, p.nonlinearity, p.reverse, False, p.backend)
-            result = torch.ops.rnnfast.rnn_sequence(*args, *rest)
+        x, hx, batch_sizes = given.get("x"), given.get("hx"), given.get("batch_sizes")
+        weights = [given.get(name) for name, _ in layer_weights(p)]
+        if not ours:
+            result: Any = torch_call(network, x, hx, _both_biases(p, weights), batch_sizes)
+        elif p.target not in FUNCTIONS:
+            inputs = (x, hx, weights, batch_sizes, *derivative.fields(network))
+            result = torch.ops.rnnfast.rnn(*inputs, False, p.backend)[:2]
+        elif network.step:
+            result = (functional.rnn_step(x, hx, *_four(weights), p.nonlinearity, backend=p.backend),)
         else:
-            result = torch.ops.rnnfast.rnn_step(*args, p.nonlinearity, False, p.backend)
-        return dict(zip(("output", "h_n"), result, strict=True)) if sequence else {"output": result}
+            options: dict[str, Any] = {"batch_sizes": batch_sizes, "backend": p.backend}
+            result = functional.rnn_sequence(
+                x, hx, *_four(weights), p.nonlinearity, reverse=p.reverse, **options
+            )
+        return {"output": result} if isinstance(result, Tensor) else dict(zip(NAMES, result, strict=False))
 
     return call
+
+
+NAMES = ("output", "h_n")
+
+
+def network_of(p: Problem) -> Network:
+    step = p.target in STEPS
+    reverse = (False, True) if p.bidirectional else (p.reverse,)
+    module = not step and p.target not in FUNCTIONS
+    return Network(p.nonlinearity, p.layers, reverse, p.bias, step, module=module)
+
+
+def _four(weights: list[Any]) -> list[Any]:
+    return [*weights, None, None][:4]
+
+
+def _both_biases(p: Problem, weights: list[Any]) -> tuple[Any, ...]:
+    """With zeros where a function is called without one of two biases."""
+    if p.target in FUNCTIONS and len(weights) == 4 and (weights[2] is None) != (weights[3] is None):
+        like = weights[3] if weights[2] is None else weights[2]
+        weights = [torch.zeros_like(like) if weight is None else weight for weight in weights]
+    return tuple(weights)
 
 
 def module_of(p: Problem, ours: bool, tensors: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
@@ -199,27 +218,28 @@ def _backward(p: Problem, tensors: dict[str, Any], outputs: Outputs, outcome: Ou
             outcome.tensors[f"gradient of {name}"] = tensor.grad
 
 
-def _needs(p: Problem, tensors: dict[str, Any]) -> list[bool]:
-    return [name in p.requires for name in ("x", "hx", "weight_ih", "weight_hh", "bias_ih")]
+def _wanted(p: Problem) -> dict[str, bool]:
+    """By argument, whether a backward operator is asked for its gradient."""
+    names = ("x", "hx", *(name for name, _ in layer_weights(p)))
+    shorts = map(short_name, names)
+    return {
+        name: short in p.requires or (short not in INPUTS and bool(p.requires))
+        for name, short in zip(names, shorts, strict=True)
+    }
 
 
 def _our_backward(p: Problem, tensors: dict[str, Any]) -> dict[str, Tensor | None]:
-    needs = _needs(p, tensors)
-    names = ("x", "hx", "weight_ih", "weight_hh", "output")
     t = {n: v.detach() if isinstance(v, Tensor) else v for n, v in tensors.items()}
-    args = [t[name] for name in names]
-    if p.target == "op_step_backward":
-        backward = torch.ops.rnnfast.rnn_step_backward
-        grads = backward(t["grad_output"], *args, p.nonlinearity, needs, p.backend)
-    else:
-        incoming = [
-            t["grad_output"] if "output" in p.used else None,
-            t["grad_h_n"] if "h_n" in p.used else None,
-        ]
-        backward = torch.ops.rnnfast.rnn_sequence_backward
-        grads = backward(*incoming, *args, t.get("batch_sizes"), p.nonlinearity, p.reverse, needs, p.backend)
-    wanted = [name for name, needed in zip((*names[:4], "bias_ih"), needs, strict=True) if needed]
-    return dict(zip((f"gradient of {name}" for name in wanted), grads, strict=True))
+    wanted = _wanted(p)
+    weights = [t.get(name) for name, _ in layer_weights(p)]
+    inputs = (t["x"], t["hx"], weights, t.get("batch_sizes"), *derivative.fields(network_of(p)))
+    one_step = p.target in STEPS
+    grad_out = t["grad_output"] if one_step or "output" in p.used else None
+    grad_hn = None if one_step or "h_n" not in p.used else t["grad_h_n"]
+    outputs = (t["output"], t.get("hidden"), grad_out, grad_hn)
+    grads = torch.ops.rnnfast.rnn_backward(*inputs, *outputs, list(wanted.values()), p.backend)
+    names = [f"gradient of {name}" for name, needed in wanted.items() if needed]
+    return dict(zip(names, grads, strict=True))
 
 
 def _true_backward(p: Problem, tensors: dict[str, Any]) -> dict[str, Tensor | None]:
@@ -228,13 +248,10 @@ def _true_backward(p: Problem, tensors: dict[str, Any]) -> dict[str, Tensor | No
         leaves = {n: v.detach() for n, v in tensors.items() if isinstance(v, Tensor)}
         for leaf in leaves.values():
             leaf.requires_grad_(leaf.is_floating_point())
-        if "bias_ih" not in leaves:  # the gradient of a bias exists without the bias
-            leaves["bias_ih"] = leaves["weight_hh"].new_zeros(p.hidden).requires_grad_()
-        target = "step" if p.target == "op_step_backward" else "sequence"
-        outputs = call_of(dataclasses.replace(p, target=target), False, leaves, leaves["x"].dtype)(leaves)
-    chosen = {n: o for n, o in outputs.items() if n in p.used or target == "step"}
+        outputs = call_of(p, False, leaves, leaves["x"].dtype)(leaves)
+    chosen = {n: o for n, o in outputs.items() if n in p.used or p.target in STEPS}
     incoming = [tensors[f"grad_{name}"].detach() for name in chosen]
-    names = [n for n in ("x", "hx", "weight_ih", "weight_hh", "bias_ih") if n in p.requires]
+    names = [name for name, needed in _wanted(p).items() if needed]
     if not names:
         return {}
     grads = torch.autograd.grad(
@@ -244,10 +261,22 @@ def _true_backward(p: Problem, tensors: dict[str, Any]) -> dict[str, Tensor | No
 
 
 def backward_numbers(p: Problem, data: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the backward operators take besides the inputs: the result and the gradients that arrive."""
-    plain = dataclasses.replace(p, target=p.target[3:-9], wrong=(), requires=())
-    outputs = call_of(plain, False, {}, torch.float64)(side(plain, data, torch.float64, exact=True))
+    """What the backward operators take besides the inputs: the results and the gradients that arrive."""
+    plain = dataclasses.replace(p, wrong=(), requires=())
+    tensors = side(plain, data, torch.float64, exact=True)
+    outputs = call_of(plain, False, {}, torch.float64)(tensors)
     result = {"output": outputs["output"].to(dtype_of(p.dtype)).double()}
     for name, value in outputs.items():
         result[f"grad_{name}"] = gradient_numbers(p, name, tuple(value.shape))
+    if p.layers > 1:
+        network, weights = network_of(p), [tensors[name] for name, _ in layer_weights(p)]
+        directions = len(network.reverse)
+        below = []
+        for layers in range(1, p.layers):
+            some = weights[: layers * directions * network.per]
+            first = network._replace(layers=layers)
+            states = tensors["hx"][: layers * directions]
+            out, _ = torch_call(first, tensors["x"], states, tuple(some), tensors.get("batch_sizes"))
+            below.append(out.reshape(-1, out.shape[-1]) if out.numel() else out.flatten(0, -2))
+        result["hidden"] = torch.stack(below).to(dtype_of(p.dtype)).double()
     return result

@@ -10,6 +10,7 @@ MODULES = ("rnn", "cell")
 FUNCTIONS = ("sequence", "step")
 OPERATORS = ("op_sequence", "op_step")
 BACKWARDS = ("op_sequence_backward", "op_step_backward")
+STACKS = ("rnn", "op_sequence", "op_sequence_backward")  # targets that have layers and directions
 STEPS = ("cell", "step", "op_step", "op_step_backward")  # targets that take one step
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -17,6 +18,7 @@ INPUTS = ("x", "hx", *WEIGHTS)
 
 LAYOUTS = ("strided", "transposed", "offset", "expanded", "negative", "parameter")
 RARE_LAYOUTS = ("sparse", "csr", "mkldnn", "zerotensor", "subclass", "duck", "inference")
+RETURNED = (("output", "expanded"), ("hidden", "expanded"))  # what no forward pass has returned
 CHANGES = (
     *("one more dimension", "one dimension less", "size + 1", "size - 1", "size 0", "size 1"),
     *("float64", "float32", "bfloat16", "float16", "int64", "complex64", "meta"),
@@ -140,13 +142,13 @@ def draw(seed: int) -> Problem:
     if r.random() < 0.04:  # large enough for several threads
         p.update(steps=1 if one_step else r.randint(4, 12), batch=r.choice((1, 4, 16, 40, 64)))
         p.update(inputs=r.choice((8, 100)), hidden=r.choice((64, 96, 130, 200)), threads=r.randint(1, 4))
+    if target in STACKS:
+        p.update(layers=r.choice((1, 1, 1, 1, 2, 3)), bidirectional=r.random() < 0.25)
     if target == "rnn":
-        p.update(
-            layers=r.choice((1, 1, 1, 1, 2, 3)), bidirectional=r.random() < 0.25, batch_first=r.random() < 0.3
-        )
+        p.update(batch_first=r.random() < 0.3)
         p.update(dropout=r.choice((0.0, 0.0, 0.0, 0.5, 1.0)) if p["layers"] > 1 else 0.0)
     if sequence:
-        p.update(reverse=r.random() < 0.4)
+        p.update(reverse=r.random() < 0.4 and not p.get("bidirectional"))
     if target in MODULES:
         p.update(unbatched=r.random() < 0.12)
     if (target == "rnn" or sequence) and not p.get("unbatched") and r.random() < 0.25:
@@ -164,6 +166,7 @@ def draw(seed: int) -> Problem:
     if target in BACKWARDS:
         p.update(mode="no_grad", twice=False, device="cpu")
         present += ["output", *(f"grad_{name}" for name in (("output",) if one_step else ("output", "h_n")))]
+        present += ["hidden"] if p.get("layers", 1) > 1 else []
     _unusual(r, p, present)
     return Problem(**p)
 
@@ -174,18 +177,18 @@ def _unusual(r: Random, p: dict, present: list[str]) -> None:
     movable = [n for n in present if n != "x" or not p.get("lengths") or target != "rnn"]
     if r.random() < 0.3:
         layouts = tuple((n, r.choice(LAYOUTS)) for n in movable if r.random() < 0.3)
-        # What a forward pass has returned, an expanded tensor is not.
-        p["layouts"] = tuple(entry for entry in layouts if entry != ("output", "expanded"))
+        p["layouts"] = tuple(entry for entry in layouts if entry not in RETURNED)
     dice = r.random()
     if dice < 0.03 and movable:
-        p["layouts"] = ((r.choice([n for n in movable if n != "output"]), r.choice(RARE_LAYOUTS)),)
+        p["layouts"] = (
+            (r.choice([n for n in movable if n not in ("output", "hidden")]), r.choice(RARE_LAYOUTS)),
+        )
         if p["layouts"][0][1] == "duck" and target not in (*MODULES, *FUNCTIONS):
             p["layouts"] = ()  # operators take tensors
         if p["layouts"] == (("x", "inference"),) and p.get("reverse"):
             p["layouts"] = ()  # torch reverses a copy, which is an ordinary tensor
     elif dice < 0.14:
-        read = [n for n in present if target not in BACKWARDS or not n.startswith("bias")]
-        name = r.choice(read + (["batch_sizes"] if p.get("lengths") else []))
+        name = r.choice(present + (["batch_sizes"] if p.get("lengths") else []))
         if name == "batch_sizes":
             change = r.choice(SIZES)
         elif target in MODULES and name in WEIGHTS:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .problem import STEPS, Problem
+from .problem import STACKS, STEPS, Problem
 
 Shape = tuple[int, ...]
 
@@ -51,9 +51,9 @@ def rows_of(p: Problem) -> Shape:
 
 
 def layer_weights(p: Problem) -> list[tuple[str, Shape]]:
-    """Names and shapes of a module's parameters, or of the four weights of a function."""
+    """Names and shapes of a module's parameters, which an operator has, too, or of a function's weights."""
     h = p.hidden
-    if p.target != "rnn":
+    if p.target not in STACKS:
         first = [("weight_ih", (h, p.inputs)), ("weight_hh", (h, h)), ("bias_ih", (h,)), ("bias_hh", (h,))]
         return [(n, s) for n, s in first if p.bias or "bias" not in n]
     directions = 2 if p.bidirectional else 1
@@ -80,7 +80,7 @@ def shapes_of(p: Problem) -> dict[str, Shape]:
     x = (*rows, p.inputs)
     if p.target == "rnn" and p.batch_first and len(x) == 3:
         x = (x[1], x[0], x[2])
-    leading = (p.layers * (2 if p.bidirectional else 1),) if p.target == "rnn" else ()
+    leading = (p.layers * (2 if p.bidirectional else 1),) if p.target in STACKS else ()
     shapes: dict[str, Shape] = {"x": x}
     if p.hx:
         shapes["hx"] = (*leading, *batch, p.hidden)
@@ -168,7 +168,8 @@ def side(p: Problem, data: dict[str, Tensor], dtype: torch.dtype, exact: bool = 
     return result
 
 
-INPUT_NAMES = ("x", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "output", "grad_output", "grad_h_n")
+INPUT_NAMES = ("x", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+INPUT_NAMES += ("output", "hidden", "grad_output", "grad_h_n")
 
 
 def _requiring_grad(tensor: Any) -> Any:
