@@ -69,8 +69,6 @@ class CpuBackend(Backend):
             steps,
             batch,
             hidden,
-            0,  # of packed sequences batch_sizes
-            False,
             _address(h0, dtype, batch, hidden),
             _address(weight_hh, dtype, hidden, hidden),
             _address(pre, dtype, steps * batch, hidden),
