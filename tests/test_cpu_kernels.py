@@ -308,6 +308,27 @@ def test_forked_child_does_not_hang():
     pytest.fail("the child hangs")
 
 
+def test_the_recurrence_alone():
+    """What benchmarks time: in place, and of nothing but what the kernel takes."""
+    case = testing.make((5, 3, 4, 37), torch.float32)
+    x, h0, weight_ih, weight_hh, bias_ih, bias_hh = case.args
+    out, h_n = CPU.forward(case.call())
+    pre = torch.nn.functional.linear(x, weight_ih, bias_ih + bias_hh).view(15, 37)
+    last = CPU.recurrence_forward(rows := pre.clone(), h0, weight_hh, "tanh")
+    testing.check("out", rows.view_as(out), out.double(), case.tolerance())
+    testing.check("h_n", last, h_n.double(), case.tolerance())
+    for wrong in (
+        (pre[:14], h0, weight_hh),
+        (pre, h0[:0], weight_hh),
+        (pre, h0, weight_hh[:, :36]),
+        (pre, h0.double(), weight_hh),
+        (pre.t().contiguous().t(), h0, weight_hh),
+        (torch._neg_view(pre), h0, weight_hh),
+    ):
+        with pytest.raises(RuntimeError, match="a kernel takes"):
+            CPU.recurrence_forward(*wrong, "tanh")
+
+
 def test_unknown_instruction_set():
     with pytest.raises(ValueError, match="instruction set 'avx9000' cannot run on this machine"):
         native.use("avx9000")

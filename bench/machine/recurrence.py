@@ -40,11 +40,11 @@ def measure(case: Case, seconds: float) -> tuple[float, float]:
     w_ih, w_hh, b_ih, b_hh = inputs.layer(0, 0)
     h0, kernel = inputs.h0[0], CpuBackend().recurrence_forward
     rows = torch.nn.functional.linear(inputs.x, w_ih, b_ih + b_hh).flatten(0, 1)
-    kernel(rows, h0, w_hh, case.nonlinearity, None, False)
+    kernel(rows, h0, w_hh, case.nonlinearity)
     problem = wrong(case, rows.view(case.steps, case.batch, case.hidden_size), [])
     if problem:
         raise RuntimeError(f"the recurrence kernel at {case.key}: {problem}")
     # The result overwrites the input. Feeding it back in costs the same: values stay in range.
     meter = PeakMeter(case.threads)
-    calls = {"recurrence": lambda: kernel(rows, h0, w_hh, case.nonlinearity, None, False), "peak": meter}
+    calls = {"recurrence": lambda: kernel(rows, h0, w_hh, case.nonlinearity), "peak": meter}
     return alternate(calls, Budget(seconds=seconds))["recurrence"].median, meter.peak

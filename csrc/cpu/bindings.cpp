@@ -1,8 +1,7 @@
 // The Python module rnnfast._cpu: chooses an instruction set and passes pointers on to its kernels.
 //
-// Calls come through call.cpp. To `recurrence`, for benchmarks, tensors arrive as addresses (tensor.data_ptr(), 0 for a
-// null pointer) and sizes; rnnfast/backends/cpu.py is its only caller and has checked them. The GIL is released while a
-// kernel runs.
+// Calls come through call.cpp. To `recurrence`, for benchmarks, tensors arrive as addresses (tensor.data_ptr()) and
+// sizes; rnnfast/backends/cpu.py is its only caller and has checked them. The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
 
 #include <atomic>
@@ -108,16 +107,9 @@ void check(int failed) {
   if (failed) throw std::bad_alloc();
 }
 
-using Address = uintptr_t;  // 0 for a null pointer
+using Address = uintptr_t;
 
-template <class T = void>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-Walk make_walk(int64_t T, int64_t B, int64_t H, Address batch_sizes, bool reverse) {
-  return {T, B, H, pointer<const int64_t>(batch_sizes), reverse};
-}
+void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 void use(const std::string& name) {
   std::string known;
@@ -131,11 +123,12 @@ void use(const std::string& name) {
   throw std::invalid_argument("instruction set '" + name + "' cannot run on this machine; it can run " + known);
 }
 
-void recurrence(int dtype, int activation, int64_t T, int64_t B, int64_t H, Address batch_sizes, bool reverse,
-                Address h0, Address w_hh, Address out, Address h_n, int threads) {
-  check(active_kernels().forward({DType(dtype), Activation(activation), make_walk(T, B, H, batch_sizes, reverse),
-                                  pointer(h0), pointer(w_hh), pointer(out), pointer(h_n)},
-                                 team(threads)));
+void recurrence(int dtype, int activation, int64_t T, int64_t B, int64_t H, Address h0, Address w_hh, Address out,
+                Address h_n, int threads) {
+  const Walk dense{T, B, H, nullptr, false};
+  check(active_kernels().forward(
+      {DType(dtype), Activation(activation), dense, pointer(h0), pointer(w_hh), pointer(out), pointer(h_n)},
+      team(threads)));
 }
 
 }  // namespace

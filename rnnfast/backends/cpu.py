@@ -54,16 +54,14 @@ class CpuBackend(Backend):
 
     def recurrence_forward(
         self,
-        pre: Tensor,  # [R, H]; becomes out
+        pre: Tensor,  # [T * B, H]; becomes out
         h0: Tensor,  # [B, H]
         weight_hh: Tensor,  # [H, H]
         nonlinearity: str,
-        batch_sizes: Optional[Tensor] = None,  # [T]
-        reverse: bool = False,
     ) -> Tensor:  # h_n [B, H]
         """The recurrence alone, in place, for benchmarks: ``h_t = act(pre_t + h_{t-1} W_hh^T)``."""
-        rows, (batch, hidden), dtype = pre.shape[0], h0.shape, pre.dtype
-        steps = len(batch_sizes) if batch_sizes is not None else rows // batch if batch else 0
+        (batch, hidden), dtype = h0.shape, pre.dtype
+        steps = pre.shape[0] // max(1, batch)
         h_n = torch.empty_like(h0)
         native.recurrence(
             DTYPES.index(dtype),
@@ -71,11 +69,9 @@ class CpuBackend(Backend):
             steps,
             batch,
             hidden,
-            _address(batch_sizes, torch.int64, steps),
-            reverse,
             _address(h0, dtype, batch, hidden),
             _address(weight_hh, dtype, hidden, hidden),
-            _address(pre, dtype, rows, hidden),
+            _address(pre, dtype, steps * batch, hidden),
             _address(h_n, dtype, batch, hidden),
             get_num_threads(),
         )
@@ -104,20 +100,19 @@ def _native(call: Call, like: Optional[Tensor] = None) -> Any:
     return found
 
 
-def _address(tensor: Optional[Tensor], dtype: torch.dtype, *shape: int) -> int:
-    """Where a tensor lies in memory, 0 for None: the last look before a kernel, new tensors included.
+def _address(tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
+    """Where a tensor lies in memory: the last look before a kernel, new tensors included.
 
     Raises:
         RuntimeError: it isn't what the kernel takes it for.
     """
-    if tensor is None:
-        return 0
     address = tensor.data_ptr()
     if (
         tensor.dtype is not dtype
         or tensor.shape != shape
         or not tensor.is_cpu
         or not tensor.is_contiguous()
+        or tensor.is_neg()
         or (address == 0 and tensor.numel() > 0)
     ):
         raise RuntimeError(
