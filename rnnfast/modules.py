@@ -108,7 +108,8 @@ class RNN(Interchangeable, torch.nn.RNNBase):
             self._look_at_attributes()
 
     def _look_at_attributes(self) -> None:
-        whole = at_odds(self) is None and not (self.training and self.dropout and self.num_layers > 1)
+        described = at_odds(self) is None and isinstance(self.input_size, int)
+        whole = described and not (self.training and self.dropout and self.num_layers > 1)
         self.__dict__["_network"] = self._described() if whole else None
 
     def _described(self) -> Network:

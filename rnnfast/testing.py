@@ -57,6 +57,7 @@ class Case:
     grad_out: Tensor
     grad_hn: Tensor
     batch_sizes: Optional[Tensor] = None
+    tf32: bool = False  # whether products may round their operands to TF32
 
     @property
     def args(self) -> list[Any]:
@@ -75,14 +76,14 @@ class Case:
 
     def to(self, dtype: torch.dtype) -> Case:
         inputs = {k: None if t is None else t.detach().to(dtype) for k, t in self.inputs.items()}
-        return Case(inputs, self.grad_out.to(dtype), self.grad_hn.to(dtype), self.batch_sizes)
+        return Case(inputs, self.grad_out.to(dtype), self.grad_hn.to(dtype), self.batch_sizes, self.tf32)
 
-    def tolerance(self, tf32: bool = False) -> float:
-        """The bound on `error` of every result and gradient; `tf32` where products may round to TF32."""
+    def tolerance(self) -> float:
+        """The bound on `error` of every result and gradient."""
         x, w = self.inputs["x"], self.inputs["weight_hh"]
         assert x is not None and w is not None
         rows = x.numel() // max(1, x.shape[-1])
-        return tolerance(x.dtype, x.shape[-1] + len(w) + rows, tf32=tf32)
+        return tolerance(x.dtype, x.shape[-1] + len(w) + rows, tf32=self.tf32)
 
 
 def make(

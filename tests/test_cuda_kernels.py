@@ -5,7 +5,6 @@ What this proves and what it doesn't is said in tests/cuda_on_cpu/machine.h.
 
 import re
 import zlib
-from functools import partialmethod
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +20,8 @@ from rnnfast.testing import NAMES, Case, backward, check, expected, make, regist
 from tests import cuda_on_cpu
 from tests.compare import compare_sequence, make_without_hn
 from tests.cuda_on_cpu import backend as on_cpu
+from tests.stacks import compare as compare_stack
+from tests.stacks import make as make_stack
 
 pytestmark = [
     pytest.mark.slow,  # building the sources for the CPU takes half a minute, once
@@ -62,19 +63,19 @@ def order_of_threads(request):
 
 
 @pytest.fixture
-def dtype(kind, monkeypatch):
+def dtype(kind):
     """The type of a kind, and its rule for products."""
     dtype, rounded = KINDS[kind]
-    if rounded:
-        monkeypatch.setattr(Case, "tolerance", partialmethod(Case.tolerance, tf32=True))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=rounded):
         yield dtype
 
 
 def make_case(shape, dtype, nonlinearity="tanh", **options):
     """TF32's relu needs the care of 16-bit types: a rounding error must not decide a derivative."""
-    like = torch.float16 if dtype is torch.float32 and tf32() else dtype
-    return make(shape, like, nonlinearity, **options).to(dtype)
+    rounded = dtype is torch.float32 and tf32()
+    case = make(shape, torch.float16 if rounded else dtype, nonlinearity, **options).to(dtype)
+    case.tf32 = rounded
+    return case
 
 
 def compare_step(case, nonlinearity):
@@ -102,6 +103,15 @@ def test_dense(shape, dtype, nonlinearity, reverse):
 def test_packed(lengths, dtype, nonlinearity, reverse):
     case = make_case((0, 0, 5, 19), dtype, nonlinearity, lengths=lengths)
     compare_sequence(case, nonlinearity, reverse, BACKEND)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("lengths", [None, [4, 3, 1]], ids=["dense", "packed"])
+@pytest.mark.parametrize("h0", [True, False])
+@pytest.mark.parametrize("shape", [(3, 2, 4, 9, 5, 20), (2, 1, 1, 2, 6, 33)], ids=str)
+def test_stack(shape, h0, lengths, dtype):
+    """Below the module: layers and directions as the base class of backends puts them together."""
+    compare_stack(make_stack(shape, dtype, lengths, h0), BACKEND)
 
 
 @each_kind

@@ -32,20 +32,9 @@ class Rnnfast(Peer):
     def refuses(self, case: Case) -> Optional[str]:
         if self.backend == "auto":
             return None
-        problem = Problem(
-            case.kind,
-            case.device,
-            case.dtype,
-            case.input_size,
-            case.hidden_size,
-            case.batch,
-            case.steps,
-            case.packed,
-            case.layers,
-            case.directions,
-            grad=case.training,
-            tf32=case.tf32,
-        )
+        names = ("kind", "device", "dtype", "input_size", "hidden_size", "batch", "steps", "packed")
+        names += ("layers", "directions", "tf32")
+        problem = Problem(**{name: getattr(case, name) for name in names}, grad=case.training)
         return dispatch.why_not(self.backend, problem)
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:

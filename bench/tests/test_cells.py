@@ -82,7 +82,7 @@ def test_failing_contender_does_not_stop_the_others():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("layout", ["dense", "packed", "bidirectional"])
+@pytest.mark.parametrize("layout", ["dense", "packed", "bidirectional", "2layers"])
 @pytest.mark.parametrize("training", [False, True])
 def test_reference_agrees_with_torch(dtype, layout, training):
     case = Case(9, 4, 3, 8, training=training, layout=layout, dtype=dtype, threads=1)
@@ -92,7 +92,7 @@ def test_reference_agrees_with_torch(dtype, layout, training):
 
 
 @pytest.mark.parametrize("name", [name for name in PEERS if not name.startswith(("jax", "torch-compile"))])
-@pytest.mark.parametrize("layout", ["dense", "packed"])
+@pytest.mark.parametrize("layout", ["dense", "packed", "bidirectional", "4layers"])
 def test_adapters_are_right_or_say_why_not(name, layout):
     case = Case(6, 3, 5, 7, layout=layout, threads=1)
     result, _ = cell.check(case, PEERS[name], inputs.make_inputs(case))
