@@ -14,8 +14,8 @@ from rnnfast import dispatch
 from rnnfast.backends import cuda
 from rnnfast.backends.base import Problem
 from rnnfast.backends.precision import tf32
-from rnnfast.backends.recurrence import Walk
 from rnnfast.functional import rnn_sequence, rnn_step
+from rnnfast.layer import Walk
 from rnnfast.testing import NAMES, Case, backward, check, expected, make, registered
 from tests import cuda_on_cpu
 from tests.compare import compare_sequence, make_without_hn

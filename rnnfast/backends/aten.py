@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..call import Call, Network
 from ..context import tracing
-from .base import Layer, Problem
+from ..layer import Layer
+from .base import Problem
 from .eager import EagerBackend
 
 

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 from torch.cuda import current_device
 
+from ..layer import Grads, Layer, Needs, Walk
 from ..native import DTYPES as native_dtypes
-from .base import Grads, Layer, Needs, Problem
+from .base import Problem
 from .precision import products_as_cudnn, tf32, unrecorded
-from .recurrence import RecurrenceBackend, Walk
+from .recurrence import RecurrenceBackend
 
 native: Any = None
 MISSING: Optional[str] = None

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ..layer import Grads, Layer, Needs
 from ..native import DTYPES
-from .base import Backend, Grads, Layer, Needs, Problem
+from .base import Backend, Problem
 
 NAMES = frozenset(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 

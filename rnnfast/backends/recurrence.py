@@ -9,24 +9,15 @@ a CUDA graph.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor, split_with_sizes
 from torch.nn.functional import linear
 
-from .base import Backend, Grads, Layer, Needs
+from ..layer import Grads, Layer, Needs, Walk
+from .base import Backend
 from .precision import products_as_cudnn, unrecorded
-
-
-class Walk(NamedTuple):
-    """The rows of every step, and the order in which the steps are taken."""
-
-    steps: int  # T
-    batch: int  # B
-    offsets: Optional[Tensor]  # [T + 1] int64 on the device: the first row of every step; None: t * B
-    sizes: Optional[Tensor]  # [T] int64 on the CPU: rows of every step; None: B
-    reverse: bool
 
 
 class RecurrenceBackend(Backend):

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .base import Grads, Layer, Needs, Problem
+from ..layer import Grads, Layer, Needs, Walk
+from .base import Problem
 from .precision import products_as_cudnn, tf32
-from .recurrence import RecurrenceBackend, Walk
+from .recurrence import RecurrenceBackend
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -12,7 +12,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..backends.recurrence import Walk
+from ..layer import Walk
 from . import floor, sass
 from .report import Options, Report
 

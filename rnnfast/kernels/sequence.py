@@ -34,7 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..backends.recurrence import Walk
+from ..layer import Walk
 from . import table
 from .activation import activate, activation_backward, form_of
 from .launch import Launch, cover

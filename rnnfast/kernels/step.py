@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..backends.base import Grads
+from ..layer import Grads
 from . import table
 from .activation import activate, activation_backward, form_of
 from .launch import Launch, cover, strides, tile_constants

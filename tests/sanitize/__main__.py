@@ -27,11 +27,13 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "-x"]
 PYTEST.append("--capture=sys")  # the sanitizers' reports are let through
 KERNELS = [
     "tests/test_cpu_kernels.py",
+    "tests/test_cpu_stacks.py",
+    "tests/test_call.py",
+    "tests/test_call_backward.py",
     "tests/test_functional.py",
-    "tests/test_plain_calls.py",
     "tests/test_inputs.py",
 ]
-SHORT_KERNELS = ["tests/test_cpu_kernels.py", "tests/test_functional.py", "--tier", "check"]
+SHORT_KERNELS = [*KERNELS[:-1], "--tier", "check"]
 # A thread that copies nothing forms an address beyond the ring of tiles and doesn't use it (Copier in
 # csrc/cuda/resident_rows.cuh); keeping it inside costs registers: 24 bytes of stack where 16 are allowed.
 CUDA_FLAGS = " ".join([*build.ADDRESS, "-fno-sanitize=bounds"])
@@ -90,13 +92,14 @@ def _with_address_sanitizer() -> dict[str, str]:
     }
 
 
-# A step that is told of 64 units writes behind the 4 bytes that there are for them.
+# A recurrence that is told of 64 units writes behind the 4 bytes that there are for them.
 OVERFLOW = """
 import torch
 import tests.sanitize.plugin
 from rnnfast.backends.cpu import native
 x, out = torch.ones(64 * 64), torch.empty(1)
-native.step(0, 0, 1, 1, 64, *[x.data_ptr()] * 4, 0, 0, out.data_ptr(), 1)
+h_n = torch.empty(64)
+native.recurrence(0, 0, 1, 1, 64, 0, False, *[t.data_ptr() for t in (x, x, out, h_n)], 1)
 """
 
 
