@@ -122,7 +122,7 @@ bool measure_states(Call* call, int64_t hidden_size) {
 bool are_batch_sizes(const int64_t* sizes, int64_t steps, int64_t rows) {
   int64_t sum = 0;
   for (int64_t t = 0; t < steps; ++t) {
-    if (sizes[t] < 1 || (t > 0 && sizes[t] > sizes[t - 1])) return false;
+    if (sizes[t] < 1 || sizes[t] > rows - sum || (t > 0 && sizes[t] > sizes[t - 1])) return false;
     sum += sizes[t];
   }
   return steps > 0 && sum == rows;
