@@ -15,11 +15,10 @@ from .context import tracing, undisturbed
 from .functional import rnn_step, run, shown_to_others
 from .interchange import Interchangeable, TorchRNNCell
 
-_NETWORKS = {
-    (nonlinearity, biases): Network(nonlinearity, biases=biases, step=True, module=True)
-    for nonlinearity in ("tanh", "relu")
-    for biases in (False, True)
-}
+_WITH_BIASES, _WITHOUT = (
+    {name: Network(name, biases=biases, step=True, module=True) for name in ("tanh", "relu")}
+    for biases in (True, False)
+)
 
 
 class RNNCell(Interchangeable, TorchRNNCell):
@@ -79,11 +78,13 @@ class RNNCell(Interchangeable, TorchRNNCell):
         bias_ih = p["bias_ih"] if "bias_ih" in p else self.bias_ih  # noqa: SIM401
         bias_hh = p["bias_hh"] if "bias_hh" in p else self.bias_hh  # noqa: SIM401
         nonlinearity, backend = self.nonlinearity, self.backend
-        given = (weight_ih, weight_hh, bias_ih, bias_hh)
-        weights = given[:2] if bias_ih is None and bias_hh is None else given
-        if undisturbed() and (hx is not None or self._zeros_fit(weight_hh)):
-            network = _NETWORKS.get((nonlinearity, len(weights) == 4))
-            call = None if network is None else read(network, input, hx, weights, None)
+        if bias_ih is None and bias_hh is None:
+            weights: tuple[Any, ...] = (weight_ih, weight_hh)
+            networks = _WITHOUT
+        else:
+            weights, networks = (weight_ih, weight_hh, bias_ih, bias_hh), _WITH_BIASES
+        if undisturbed() and nonlinearity in networks and (hx is not None or self._zeros_fit(weight_hh)):
+            call = read(networks[nonlinearity], input, hx, weights, None)
             if call is not None:
                 return run(call, backend)[0]
         if isinstance(input, torch.fx.Proxy):

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch.compiler import is_compiling
 
-from . import dispatch
 from .arguments import weight_shape
 from .backends.base import Outputs, read_by, state_shape
 from .backends.eager import EagerBackend
@@ -30,14 +30,17 @@ def composite(call: Call) -> tuple[Tensor, ...]:
     return _EAGER.walk_layers(call)[:2]
 
 
-def _higher_order(grads: tuple[Optional[Tensor], ...]) -> bool:
+def _higher_order(grad_out: Optional[Tensor], grad_hn: Optional[Tensor]) -> bool:
     """Whether a backward is itself to be differentiated or transformed.
 
     What `torch.autograd.grad(is_grads_batched=True)` sends shows on nothing but the tensors.
     """
-    if torch.is_grad_enabled() or needs_composite():
+    if is_grad_enabled() or needs_composite():
         return True
-    return not torch.compiler.is_compiling() and any(g is not None and _is_legacy_batched(g) for g in grads)
+    return not is_compiling() and (
+        (grad_out is not None and _is_legacy_batched(grad_out))
+        or (grad_hn is not None and _is_legacy_batched(grad_hn))
+    )
 
 
 def fields(network: Network) -> tuple[Any, ...]:
@@ -93,36 +96,36 @@ def _shaped(tensor: Any, shape: tuple[int, ...]) -> Any:
 
 
 class Recurrence(torch.autograd.Function):
-    """Returns what `compute(call)` does, see `Backend.forward`; x, h0 and weights are those of the call.
+    """Returns what `solver.forward(call)` does; x, h0 and weights are those of the call.
 
-    Without `compute` the registered operators compute both passes, as they do where a call is `watched`.
+    Without a solver the registered operators compute both passes, as they do where a call is `watched`.
     """
 
     @staticmethod
-    def forward(ctx: Any, compute: Any, call: Any, backend: str, x: Any, h0: Any, *weights: Any) -> Any:
-        outputs = _recorded_forward(call, backend) if compute is None else compute(call)
+    def forward(ctx: Any, solver: Any, call: Any, backend: str, x: Any, h0: Any, *weights: Any) -> Any:
+        outputs = _recorded_forward(call, backend) if solver is None else solver.forward(call)
         needs = ctx.needs_input_grad[3:]
         read = read_by(call.network, needs, bool(call.steps > 1))
         saved = [tensor if wanted else None for tensor, wanted in zip((x, h0, *weights), read, strict=True)]
         hidden = outputs[2] if len(outputs) > 2 else None
         ctx.save_for_backward(*saved, outputs[0], hidden, call.batch_sizes)
         ctx.set_materialize_grads(False)  # most callers use one of the outputs; the other's is None
-        ctx.call, ctx.backend, ctx.recorded = call.bare(), backend, compute is None
+        ctx.call, ctx.backend, ctx.solver = call.bare(), backend, solver
         return outputs
 
     @staticmethod
     def backward(ctx: Any, grad_out: Any, grad_hn: Any = None, grad_hidden: Any = None) -> Any:
         x, h0, *weights, out, hidden, batch_sizes = ctx.saved_tensors
-        needs, backend = ctx.needs_input_grad[3:], ctx.backend
+        needs, solver = ctx.needs_input_grad[3:], ctx.solver
         outputs = Outputs(out, hidden, grad_out, grad_hn, grad_hidden)
         call = ctx.call.having(x, h0, tuple(weights), batch_sizes)
         # A gradient of what lies between layers comes from a double backward pass alone.
-        if grad_hidden is not None or _higher_order((grad_out, grad_hn)):
+        if grad_hidden is not None or _higher_order(grad_out, grad_hn):
             grads = _EAGER.backward(call, outputs, needs)
-        elif ctx.recorded or watched(out, grad_out, grad_hn, x, h0, *weights):
-            grads = _recorded_backward(call, outputs, needs, backend)
+        elif solver is None or watched(out, grad_out, grad_hn):
+            grads = _recorded_backward(call, outputs, needs, ctx.backend)
         else:
-            grads = dispatch.find(backend, call, True).backward(call, outputs, needs)
+            grads = solver.backward(call, outputs, needs)
         return None, None, None, *grads
 
 

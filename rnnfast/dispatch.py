@@ -204,12 +204,15 @@ def find(backend: str, call: Call, grad: bool) -> Backend:
         ValueError: there is no such backend.
         RuntimeError: the backend is not available, or refuses the problem; the message says why.
     """
-    if not isinstance(backend, str):
-        raise TypeError(f"argument 'backend' must be str, not {type(backend).__name__}")
     problem = call.problem
     device = problem[1]
     rounds = device is not CPU and device.type == "cuda" and tf32()
-    return _find(backend, problem, grad, are_deterministic_algorithms_enabled(), rounds)
+    try:
+        return _find(backend, problem, grad, are_deterministic_algorithms_enabled(), rounds)
+    except TypeError:
+        if isinstance(backend, str):
+            raise
+        raise TypeError(f"argument 'backend' must be str, not {type(backend).__name__}") from None
 
 
 # Keyed on plain values rather than on a Problem: this is on the path of every call, and building the
@@ -218,6 +221,8 @@ def find(backend: str, call: Call, grad: bool) -> Backend:
 def _find(backend: str, sizes: tuple[Any, ...], grad: bool, deterministic: bool, rounds: bool) -> Backend:
     kind, device, dtype = sizes[:3]
     problem = Problem(kind, device.type, dtype_name(dtype), *(*sizes[3:], grad, deterministic, rounds))
+    if not isinstance(backend, str):
+        raise TypeError
     name = AUTO if backend == "auto" else backend
     if name == "auto":
         return _registry[choose(problem)]

@@ -137,8 +137,7 @@ def rnn_sequence(
         network = _NETWORKS.get((nonlinearity, reverse, len(weights) == 4, False))
         call = None if network is None else read(network, input, h0, weights, batch_sizes)
         if call is not None:
-            output, h_n, *_ = run(call, backend)
-            return output, h_n
+            return run(call, backend)[:2]
     check_names(nonlinearity, backend)
     if not isinstance(reverse, bool):
         raise TypeError(f"argument 'reverse' must be bool, not {type(reverse).__name__}")
@@ -181,8 +180,7 @@ def rnn_stack(
     if undisturbed():
         call = read(network, input, h0, weights, batch_sizes)
         if call is not None:
-            output, h_n, *_ = run(call, backend)
-            return output, h_n
+            return run(call, backend)[:2]
     given = (input, h0, *weights)
     check_names(network.nonlinearity, backend)
     check_network(network)
@@ -196,14 +194,14 @@ def rnn_stack(
     return output, h_n
 
 
-def run(call: Call, backend: str) -> tuple[Tensor, ...]:
+def run(call: Call, backend: str) -> Any:
     """Computes a call that nothing watches: ``(out,)`` of a step, else ``(out, h_n)`` and perhaps hidden."""
     grad = is_grad_enabled() and _requires_grad(call)
     solver = find(backend, call, grad)
     if solver.name == "aten":
         return torch_call(call.network, call.x, call.h0, call.weights, call.batch_sizes)
     if grad:
-        return apply(solver.forward, call, backend, call.x, call.h0, *call.weights)
+        return apply(solver, call, backend, call.x, call.h0, *call.weights)
     return solver.forward(call)
 
 

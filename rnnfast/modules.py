@@ -157,8 +157,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
             if type(input) is not PackedSequence:
                 call = read(network, input, hx, weights, None)
                 if call is not None:
-                    output, h_n, *_ = run(call, self.backend)
-                    return output, h_n
+                    return run(call, self.backend)[:2]
             else:
                 rows, batch_sizes, sorted_indices, unsorted_indices = input
                 state = hx if hx is None or sorted_indices is None else hx.index_select(1, sorted_indices)

@@ -24,6 +24,8 @@ ACTIVATIONS = {"tanh": 0, "relu": 1}
 # Up to this many steps a dense sequence runs as fused steps, which need no packed weights.
 STEPWISE = 4
 
+_Read: Any = getattr(native, "Call", None)  # the type of the calls that native code has read
+
 
 class CpuBackend(Backend):
     name = "cpu"
@@ -46,11 +48,13 @@ class CpuBackend(Backend):
 
     def forward(self, call: Call) -> tuple[Tensor, ...]:
         stepwise = 0 if are_deterministic_algorithms_enabled() else STEPWISE
-        return _native(call).forward(stepwise, get_num_threads())
+        given: Any = call if type(call) is _Read else _native(call)
+        return given.forward(stepwise, get_num_threads())
 
     def backward(self, call: Call, outputs: Outputs, needs: tuple[bool, ...]) -> tuple[Optional[Tensor], ...]:
         out, hidden, grad_out, grad_hn, _ = outputs
-        return _native(call, out).backward(out, hidden, grad_out, grad_hn, needs, get_num_threads())
+        given: Any = call if type(call) is _Read else _native(call, out)
+        return given.backward(out, hidden, grad_out, grad_hn, needs, get_num_threads())
 
     def recurrence_forward(
         self,
@@ -79,15 +83,13 @@ class CpuBackend(Backend):
 
 
 def _native(call: Call, like: Optional[Tensor] = None) -> Any:
-    """The call as native code has read it, whose methods run it.
+    """A call that was made in Python as native code reads it.
 
     In a backward pass new memory like `like` takes the place of what is not read and so wasn't saved.
 
     Raises:
         RuntimeError: its tensors are not what kernels take.
     """
-    if isinstance(call, native.Call):
-        return call
     x, h0, *weights = (
         like.new_empty(shape) if tensor is None and like is not None else tensor
         for tensor, shape in zip((call.x, call.h0, *call.weights), call._shapes, strict=True)
