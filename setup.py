@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent / "csrc" / "cuda"))
 import nvcc
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-# One source, built once per instruction set; bindings.cpp chooses at run time.
+# One source, built once per instruction set; csrc/cpu/python/bindings.cpp chooses at run time.
 FLAGS = {"kernels_baseline.cpp": []}
 if X86:
     AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mprfchw"]
@@ -62,7 +62,7 @@ def cuda_extension():
     extension = Pybind11Extension(
         CUDA,
         ["csrc/cuda/bindings.cpp"],
-        depends=glob("csrc/cuda/*") + glob("csrc/*.h"),
+        depends=glob("csrc/cuda/**/*.*", recursive=True) + glob("csrc/*.h"),
         cxx_std=17,
         libraries=["dl", "rt", "pthread"],
         optional=not wanted,
@@ -127,9 +127,7 @@ setup(
         Pybind11Extension(
             "rnnfast._cpu",
             [
-                "csrc/cpu/bindings.cpp",
-                "csrc/cpu/call.cpp",
-                "csrc/cpu/run.cpp",
+                *(f"csrc/cpu/python/{name}.cpp" for name in ("bindings", "call", "run")),
                 *(f"csrc/cpu/{name}" for name in FLAGS),
             ],
             depends=glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inc", recursive=True),

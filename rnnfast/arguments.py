@@ -1,7 +1,7 @@
 """Which arguments a kernel may be given, and what becomes of the others.
 
-Every way to a kernel passes `fits` or its twin in C (csrc/cpu/call.cpp): modules, functions and registered
-operators, and through the operators every captured graph.
+Every way to a kernel passes `fits` or its twin in C (csrc/cpu/python/call.cpp): modules, functions and
+registered operators, and through the operators every captured graph.
 
 What a forward pass can't take goes to torch's own operator: it takes more than the kernels do (complex
 numbers, sparse tensors), and what it rejects it rejects in its own words. A backward pass has no such

@@ -14,5 +14,5 @@ try:
 except ImportError as error:
     MISSING = f"the native extension is not built ({error}); install rnnfast where there is a C++ compiler"
 
-# The dtypes that kernels have, in the order of `DType` in csrc/recurrence.h.
+# The dtypes that kernels have, in the order of `DType` in csrc/common.h.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -128,7 +128,7 @@ def assert_within_budget(found):
 @pytest.mark.slow
 def test_kernels_of_a_step_on_one_architecture():
     """The short twin of the above: 9 s of processor time."""
-    (step,) = nvcc.compile_some(nvcc.find(), [nvcc.HERE / "step.cu"], ["sm_90a"])
+    (step,) = nvcc.compile_some(nvcc.find(), [nvcc.HERE / "step" / "step.cu"], ["sm_90a"])
     assert "warning" not in step.with_suffix(".txt").read_text().lower()
     found = kernels([step])
     assert {name.split("<")[0].split("::")[-1].removeprefix("void ") for name, _ in found} == {

@@ -1,4 +1,4 @@
-"""The recurrence over the whole device (csrc/cuda/grid.cuh): its source, executed on a CPU, against float64.
+"""The recurrence over the whole device (csrc/cuda/grid), its source executed on a CPU, against float64.
 
 Several blocks run at the same time and exchange their states as they would on a device. What that proves and
 what not is in cuda_on_cpu/machine.h.
@@ -61,7 +61,7 @@ class Exchange(ctypes.Structure):
 @lru_cache
 def library():
     sources = [cuda_on_cpu.HERE / "grid_small.cu"]
-    sources += [cuda_on_cpu.KERNELS / name for name in ("grid_forward.cu", "grid_backward.cu")]
+    sources += [cuda_on_cpu.KERNELS / name for name in ("grid/forward.cu", "grid/backward.cu")]
     loaded = ctypes.CDLL(str(cuda_on_cpu.build("grid", sources)))
     loaded.cuda_on_cpu_last_failure.restype = ctypes.c_char_p
     return loaded

@@ -5,9 +5,9 @@
 
 #include <mutex>
 
+#include "product/tile.h"
 #include "scratch.h"
 #include "team.h"
-#include "tile.h"
 
 namespace rnnfast {
 namespace RNNFAST_ISA {

@@ -12,7 +12,7 @@
 #include <immintrin.h>
 #endif
 
-#include "vec.h"
+#include "simd/vec.h"
 
 #if defined(__linux__)
 // GCC compiles `#pragma omp parallel` into these calls, which are made by name here. clang compiles it into a call of

@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "contract.h"
-#include "grid.h"
+#include "grid/grid.h"
 
 namespace py = pybind11;
 

@@ -1,13 +1,13 @@
 // The CUDA kernels' contract in C: torch-free launchers on raw pointers, sizes and a stream. Equations, notation and
-// the order of rows are those of ../recurrence.h; all pointers are device memory.
+// the order of rows are those of ../common.h; all pointers are device memory.
 //
-// The files of a kernel
+// The files of a kernel, in a folder of its own
 //
 //   NAME.cuh   the kernel: `template <...> __global__ void name(const Args args)` in namespace rnnfast::cuda. Includes
-//              "ptx.cuh" (every intrinsic and inline assembly there is), "numbers.cuh" (conversions, activations),
-//              "walk.cuh" (rows and lengths of sequences). It takes shared memory as
+//              "../ptx.cuh" (every intrinsic and inline assembly there is), "../numbers.cuh" (conversions,
+//              activations), "../sequences.cuh" (rows and lengths of sequences). It takes shared memory as
 //              `auto& shared = shared_memory<Shared>()` with `Shared` a struct of plain arrays, always dynamic.
-//   NAME.cu    includes "launch.cuh" and NAME.cuh; `extern "C" int rnnfast_cuda_NAME(const XxxArgs&, uintptr_t stream)`
+//   NAME.cu    includes "../launch.cuh" and NAME.cuh; `extern "C" int rnnfast_cuda_NAME(const XxxArgs&, uintptr_t stream)`
 //              picks an instantiation and returns `launch(kernel, grid, threads, sizeof(Shared), stream, mode, args)`.
 //              Any failure is returned, never thrown or dropped: 0, a positive cudaError_t, or a negative `Refusal`;
 //              rnnfast_cuda_message() puts it in words and the Python backend adds the kernel's name and the shape.
@@ -21,7 +21,7 @@
 
 #include <stdint.h>
 
-#include "../recurrence.h"
+#include "../common.h"
 
 namespace rnnfast {
 namespace cuda {
@@ -49,7 +49,7 @@ struct ForwardArgs {
   const void* pre;   // [R, H], x W_ih^T + b_ih + b_hh
   const void* h0;    // [B, H]
   const void* w_hh;  // [H, H]
-  void* out;         // [R, H], may be pre (not in grid.h)
+  void* out;         // [R, H], may be pre (not in grid/grid.h)
   void* h_n;         // [B, H]
 };
 
@@ -112,13 +112,13 @@ int rnnfast_cuda_device_count();
 // A launcher's result in words; static storage.
 const char* rnnfast_cuda_message(int result);
 
-// step.cu: any sizes.
+// step/step.cu: any sizes.
 int rnnfast_cuda_step(const rnnfast::cuda::StepArgs& args, uintptr_t stream);
 int rnnfast_cuda_step_backward(const rnnfast::cuda::StepBackwardArgs& args, uintptr_t stream);
 
-// resident.cu: a block computes a few sequences, with W_hh in its registers for the whole sequence. The limit is the
-// largest H, 0 for none. Rows of matrices [R, H] are `stride` elements apart: H rounded up to a multiple of 16 bytes,
-// where the elements after H are 0 in the caller's matrices and in the results. T * B is less than 2^32.
+// resident/resident.cu: a block computes a few sequences, with W_hh in its registers for the whole sequence. The limit
+// is the largest H, 0 for none. Rows of matrices [R, H] are `stride` elements apart: H rounded up to a multiple of 16
+// bytes, where the elements after H are 0 in the caller's matrices and in the results. T * B is less than 2^32.
 int64_t rnnfast_cuda_resident_limit(rnnfast::DType dtype);
 int rnnfast_cuda_resident_forward(const rnnfast::cuda::ForwardArgs& args, int64_t stride, uintptr_t stream);
 int rnnfast_cuda_resident_backward(const rnnfast::cuda::BackwardArgs& args, int64_t stride, uintptr_t stream);

@@ -67,7 +67,7 @@ def architectures(nvcc: str) -> list[str]:
 def compile_all(nvcc: str) -> list[Path]:
     """The objects of all .cu files for all architectures; see `compile_some`."""
     targets = [f"-gencode=arch=compute_{PTX},code=compute_{PTX}"]
-    return compile_some(nvcc, sorted(HERE.glob("*.cu")), architectures(nvcc), targets)
+    return compile_some(nvcc, sorted(HERE.rglob("*.cu")), architectures(nvcc), targets)
 
 
 def compile_some(
@@ -87,15 +87,16 @@ def compile_some(
         *targets,
     ]
     digest = hashlib.sha256(repr((version, flags)).encode())
-    for path in sorted([*HERE.glob("*.cu*"), *HERE.glob("*.h"), *HERE.parent.glob("*.h")]):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted([*HERE.rglob("*.cu*"), *HERE.rglob("*.h"), *HERE.parent.glob("*.h")]):
+        digest.update(str(path.relative_to(HERE.parent)).encode() + path.read_bytes())
     folder = CACHE / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: Path) -> Path:
-        target = folder / f"{source.stem}.o"
+        name = f"{source.parent.name}_{source.stem}"  # files in two folders may have the same name
+        target = folder / f"{name}.o"
         if not target.exists():
-            partial = folder / f"{source.stem}.{os.getpid()}.o"
+            partial = folder / f"{name}.{os.getpid()}.o"
             command = [nvcc, *flags, "-c", str(source), "-o", str(partial)]
             result = _run(command)
             if result.returncode:

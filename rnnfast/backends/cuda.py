@@ -39,7 +39,7 @@ try:
 except ImportError as error:
     MISSING = f"the CUDA extension is not built ({error}); install rnnfast where there is nvcc"
 
-DTYPES = {dtype: number for number, dtype in enumerate(native_dtypes)}  # as csrc/recurrence.h numbers them
+DTYPES = {dtype: number for number, dtype in enumerate(native_dtypes)}  # as csrc/common.h numbers them
 ACTIVATIONS = {"tanh": 0, "relu": 1}
 # Compute capabilities, 10 * major + minor.
 OLDEST = 80  # mma of bfloat16, cp.async

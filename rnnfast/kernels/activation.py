@@ -1,7 +1,7 @@
 """The activations and their derivatives inside Triton kernels, in float32.
 
     relu          x <= 0 ? 0 : x, so that NaN passes as it does in torch
-    tanh          x P(x^2) / Q(x^2), as in csrc/cpu/activation.h: a third of an ulp
+    tanh          x P(x^2) / Q(x^2), as in csrc/cpu/simd/activation.h: a third of an ulp
     tanh_exp      1 - 2 / (exp(2x) + 1): absolute error below 2e-7, for outputs that are rounded to float16
     tanh_approx   one instruction, relative error 2^-11, for outputs that are rounded to bfloat16 (2^-9)
 

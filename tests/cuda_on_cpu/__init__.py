@@ -41,8 +41,8 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path
     flags = [*FLAGS, *flags]
     inputs = sorted(
         path
-        for folder in (HERE, KERNELS, KERNELS.parent)
-        for path in folder.iterdir()
+        for folder in (HERE.glob("*"), KERNELS.rglob("*"), KERNELS.parent.glob("*"))
+        for path in folder
         if path.suffix in (".h", ".cuh", ".cu", ".cpp")
     )
     digest = hashlib.sha256(repr((COMPILER, flags, [str(source) for source in sources])).encode())
@@ -59,7 +59,7 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path
 
 def _compile(folder: Path, name: str, sources: Sequence[Path], flags: Sequence[str]) -> None:
     def compile_one(source: Path) -> Path:
-        target = folder / f"{name}-{source.stem}.o"
+        target = folder / f"{name}-{source.parent.name}-{source.stem}.o"
         _run([COMPILER, *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
         return target
 

@@ -19,7 +19,7 @@ from tests.cuda_on_cpu import KERNELS, build
 
 def library() -> Path:
     """The file that `native` loads, built if need be."""
-    return build("_cuda", [*sorted(KERNELS.glob("*.cu")), KERNELS / "bindings.cpp"])
+    return build("_cuda", [*sorted(KERNELS.rglob("*.cu")), KERNELS / "bindings.cpp"])
 
 
 @lru_cache

@@ -1,6 +1,6 @@
-// For tests/test_cuda_grid.py: csrc/cuda/grid.cuh in sizes that make several blocks of a small layer, with everything
-// that the launchers decide left to the test. The shipped sizes are reached through their launchers.
-#include "grid_launch.cuh"
+// For tests/test_cuda_grid.py: csrc/cuda/grid/grid.cuh in sizes that make several blocks of a small layer, with
+// everything that the launchers decide left to the test. The shipped sizes are reached through their launchers.
+#include "grid/launchers.cuh"
 
 using namespace rnnfast::cuda;
 

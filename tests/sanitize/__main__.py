@@ -35,7 +35,7 @@ KERNELS = [
 ]
 SHORT_KERNELS = [*KERNELS[:-1], "--tier", "check"]
 # A thread that copies nothing forms an address beyond the ring of tiles and doesn't use it (Copier in
-# csrc/cuda/resident_rows.cuh); keeping it inside costs registers: 24 bytes of stack where 16 are allowed.
+# csrc/cuda/resident/rows.cuh); keeping it inside costs registers: 24 bytes of stack where 16 are allowed.
 CUDA_FLAGS = " ".join([*build.ADDRESS, "-fno-sanitize=bounds"])
 CUDA = ["tests/test_cuda_kernels.py", "tests/test_cuda_grid.py"]
 SHORT_CUDA = ["tests/test_cuda_kernels.py", "--tier", "test", "-k", "test_dense or test_packed"]

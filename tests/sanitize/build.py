@@ -42,7 +42,7 @@ def cpu_extension(sets: Sequence[str]) -> Path:
     include = ["-I", str(Path(torch.__file__).parent / "include"), "-I", sysconfig.get_paths()["include"]]
     units = [(CSRC / "cpu" / f"kernels_{name}.cpp", [*KERNEL, *SETS[name]]) for name in sets]
     units += [
-        (CSRC / "cpu" / name, [*include, "-fvisibility=hidden"])
+        (CSRC / "cpu" / "python" / name, [*include, "-fvisibility=hidden"])
         for name in ("bindings.cpp", "call.cpp", "run.cpp")
     ]
     aliases = []
@@ -66,7 +66,7 @@ def team(instruction_set: str) -> Path:
 
 def _build(name: str, units: list[tuple[Path, list[str]]], sanitizers: list[str], link: list[str]) -> Path:
     digest = hashlib.sha256(repr((COMPILER, COMMON, sanitizers, link, units)).encode())
-    for path in sorted([*CSRC.glob("*.h"), *(CSRC / "cpu").iterdir(), *(path for path, _ in units)]):
+    for path in sorted([*CSRC.glob("*.h"), *(CSRC / "cpu").rglob("*.*"), *(path for path, _ in units)]):
         digest.update(path.read_bytes())
     folder = CACHE / digest.hexdigest()[:16]
     target = folder / name

@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/recurrence.h"
+#include "../../csrc/cpu/contract.h"
 
 namespace {
 thread_local int thread_number = 0, team_size = 1;

@@ -1,0 +1,83 @@
+// The contract of the CPU kernels: stacks of layers, and what a set of kernels offers. Equations and notation are those
+// of
+// ../common.h.
+//
+// Every function returns 0, or nonzero when scratch memory could not be had (nothing useful is written then).
+#pragma once
+
+#include <stdint.h>
+
+#include "../common.h"
+
+namespace rnnfast {
+
+struct Walk {
+  int64_t T, B, H;
+  const int64_t* batch_sizes;  // [T], or null: B rows at every step
+  bool reverse;
+};
+
+// ---- the contract ----------------------------------------------------------------------------------
+
+// L layers in D directions, [l * D + d] in this order wherever both count. A layer reads the outputs of all directions
+// of the layer below, side by side: I inputs for the first, D * H for the others.
+struct Stack {
+  DType dtype;
+  Activation activation;
+  int64_t T, B, I, H;
+  const int64_t* batch_sizes;  // [T], or null
+  int layers, directions;      // L, D: 1 or 2
+  bool reverse;                // of one direction alone. Of two, the second is reversed.
+  bool biases;                 // weights come in fours, else in twos
+  const void* x;               // [R, I]
+  const void* h0;              // [L * D, B, H], or null for zeros
+  const void* const* weights;  // for each [l, d]: w_ih [H, I or D * H], w_hh [H, H], b_ih [H], b_hh [H]
+};
+
+// `stepwise` (dense batches only) runs every layer as fused steps, which read the weights in place instead of packing
+// them; the shortest sequences are faster that way.
+struct StackArgs {
+  Stack stack;
+  bool stepwise;
+  void* hidden;  // [L - 1, R, D * H], the outputs of all layers but the last; null if there are none
+  void* out;     // [R, D * H], those of the last
+  void* h_n;     // [L * D, B, H], or null if it is not wanted
+};
+
+// The gradients of a stack. One whose pointer is null is not computed, nor is a layer of which, and of those below,
+// nothing is wanted. What only such gradients read may be null, too: x for the first w_ih; a w_ih for dx and the
+// gradients of the layers below; with T = 1 a w_hh for dh0; the biases always.
+struct StackBackwardArgs {
+  Stack stack;
+  const void* hidden;     // [L - 1, R, D * H], or null if there are none
+  const void* out;        // [R, D * H]
+  const void* dout;       // [R, D * H], or null for zeros
+  const void* dh_n;       // [L * D, B, H], or null for zeros
+  void* dx;               // [R, I]
+  void* dh0;              // [L * D, B, H]
+  void* const* dweights;  // like weights. The gradients of both biases are equal; each has memory of its own.
+};
+
+// ---- a part of a layer -----------------------------------------------------------------------------
+
+struct ForwardArgs {
+  DType dtype;
+  Activation activation;
+  Walk walk;
+  const void* h0;    // [B, H]
+  const void* w_hh;  // [H, H]
+  void* out;         // [R, H]  holds pre on entry, h on return
+  void* h_n;         // [B, H]
+};
+
+// The kernels of one instruction set.
+struct Kernels {
+  const char* name;
+  int (*stack)(const StackArgs&, int threads);
+  int (*stack_backward)(const StackBackwardArgs&, int threads);
+  int (*forward)(const ForwardArgs&, int threads);                       // the recurrence alone
+  double (*fma_peak)(DType, int threads, double seconds);                // flop/s, of multiply-adds
+  double (*read_bandwidth)(int64_t bytes, int threads, double seconds);  // bytes/s
+};
+
+}  // namespace rnnfast
