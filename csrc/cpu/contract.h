@@ -11,7 +11,8 @@
 
 namespace rnnfast {
 
-struct Walk {
+// A batch of sequences, and the order in which their steps are taken.
+struct Sequences {
   int64_t T, B, H;
   const int64_t* batch_sizes;  // [T], or null: B rows at every step
   bool reverse;
@@ -60,10 +61,10 @@ struct StackBackwardArgs {
 
 // ---- a part of a layer -----------------------------------------------------------------------------
 
-struct ForwardArgs {
+struct RecurrenceArgs {
   DType dtype;
   Activation activation;
-  Walk walk;
+  Sequences sequences;
   const void* h0;    // [B, H]
   const void* w_hh;  // [H, H]
   void* out;         // [R, H]  holds pre on entry, h on return
@@ -75,7 +76,7 @@ struct Kernels {
   const char* name;
   int (*stack)(const StackArgs&, int threads);
   int (*stack_backward)(const StackBackwardArgs&, int threads);
-  int (*forward)(const ForwardArgs&, int threads);                       // the recurrence alone
+  int (*recurrence)(const RecurrenceArgs&, int threads);                 // the recurrence alone
   double (*fma_peak)(DType, int threads, double seconds);                // flop/s, of multiply-adds
   double (*read_bandwidth)(int64_t bytes, int threads, double seconds);  // bytes/s
 };

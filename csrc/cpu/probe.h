@@ -24,7 +24,7 @@ double rate(int threads, double seconds, const F& round) {
   Barrier start;
   std::mutex lock;
   double total = 0;
-  run_grid({1, threads}, [&](int id, Grid g) {
+  run_team({1, threads}, [&](int id, ThreadGrid g) {
     round(id, g.size());
     start.wait(g.size());
     const double begin = now_seconds();

@@ -31,7 +31,7 @@ namespace RNNFAST_ISA {
 constexpr int64_t kTeamGrain = 256 * 1024;  // multiply-adds of a call that are worth waking a thread for
 
 // The number of threads for `fmas` multiply-adds.
-inline int team_for(int64_t fmas, int threads) {
+inline int team_size(int64_t fmas, int threads) {
   const int64_t paying = fmas / kTeamGrain;
   return paying >= threads ? threads : paying > 1 ? int(paying) : 1;
 }
@@ -48,13 +48,13 @@ inline Range intersect(Range a, int64_t begin, int64_t end) {
 
 // Part `i` of `parts` of [0, n), cut at multiples of `grain`.
 inline Range share(int64_t n, int64_t grain, int i, int parts) {
-  const int64_t units = (n + grain - 1) / grain;
-  const int64_t begin = units * i / parts * grain, end = units * (i + 1) / parts * grain;
+  const int64_t grains = (n + grain - 1) / grain;
+  const int64_t begin = grains * i / parts * grain, end = grains * (i + 1) / parts * grain;
   return {begin < n ? begin : n, end < n ? end : n};
 }
 
 // A team seen as rows x cols threads, each owning a slice of the batch and a slice of the columns.
-struct Grid {
+struct ThreadGrid {
   int rows, cols;
   int row(int id) const { return id / cols; }
   int col(int id) const { return id % cols; }
@@ -117,12 +117,12 @@ struct FloatingPoint {
 // their number changes no bit. OpenMP may grant fewer threads (a nested region, a thread limit): then one thread owns
 // everything, which gives the same bits.
 template <class F>
-void run_grid(Grid grid, const F& f) {
+void run_team(ThreadGrid grid, const F& f) {
 #if defined(__linux__)
   if (grid.size() > 1) {
     struct Region {
       const F& f;
-      const Grid grid;
+      const ThreadGrid grid;
       const FloatingPoint::Word mode;
 
       static void body(void* region) { static_cast<const Region*>(region)->run(omp_get_thread_num()); }
@@ -134,7 +134,7 @@ void run_grid(Grid grid, const F& f) {
         if (omp_get_num_threads() == grid.size())
           f(id, grid);
         else if (id == 0)
-          f(0, Grid{1, 1});
+          f(0, ThreadGrid{1, 1});
         if (differs) FloatingPoint::write(own);
       }
     } region{f, grid, FloatingPoint::read()};
@@ -142,7 +142,7 @@ void run_grid(Grid grid, const F& f) {
     return;
   }
 #endif
-  f(0, Grid{1, 1});
+  f(0, ThreadGrid{1, 1});
 }
 
 }  // namespace RNNFAST_ISA

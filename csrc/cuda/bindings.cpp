@@ -23,7 +23,7 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-Walk make_walk(int64_t T, int64_t B, int64_t H, Address offsets, bool reverse) {
+Sequences make_sequences(int64_t T, int64_t B, int64_t H, Address offsets, bool reverse) {
   return {T, B, H, pointer<const int64_t>(offsets), reverse};
 }
 
@@ -31,7 +31,7 @@ int resident_forward(int dtype, int activation, bool tf32, int64_t T, int64_t B,
                      bool reverse, int64_t stride, Address pre, Address h0, Address w_hh, Address out, Address h_n,
                      uintptr_t stream) {
   return rnnfast_cuda_resident_forward(
-      {DType(dtype), Activation(activation), tf32, make_walk(T, B, H, offsets, reverse), pointer(pre), pointer(h0),
+      {DType(dtype), Activation(activation), tf32, make_sequences(T, B, H, offsets, reverse), pointer(pre), pointer(h0),
        pointer(w_hh), pointer(out), pointer(h_n)},
       stride, stream);
 }
@@ -39,17 +39,18 @@ int resident_forward(int dtype, int activation, bool tf32, int64_t T, int64_t B,
 int grid_forward(int dtype, int activation, bool tf32, int64_t T, int64_t B, int64_t H, Address offsets, bool reverse,
                  int64_t R, int64_t stride, Address fault, Address pre, Address h0, Address w_hh, Address out,
                  Address h_n, uintptr_t stream) {
-  return rnnfast_cuda_grid_forward({DType(dtype), Activation(activation), tf32, make_walk(T, B, H, offsets, reverse),
-                                    pointer(pre), pointer(h0), pointer(w_hh), pointer(out), pointer(h_n)},
-                                   {R, stride, pointer<int32_t>(fault)}, stream);
+  return rnnfast_cuda_grid_forward(
+      {DType(dtype), Activation(activation), tf32, make_sequences(T, B, H, offsets, reverse), pointer(pre), pointer(h0),
+       pointer(w_hh), pointer(out), pointer(h_n)},
+      {R, stride, pointer<int32_t>(fault)}, stream);
 }
 
 int resident_backward(int dtype, int activation, bool tf32, int64_t T, int64_t B, int64_t H, Address offsets,
                       bool reverse, int64_t stride, Address dout, Address dh_n, Address out, Address w_hh, Address dpre,
                       Address dh0, uintptr_t stream) {
   return rnnfast_cuda_resident_backward(
-      {DType(dtype), Activation(activation), tf32, make_walk(T, B, H, offsets, reverse), pointer(dout), pointer(dh_n),
-       pointer(out), pointer(w_hh), pointer(dpre), pointer(dh0)},
+      {DType(dtype), Activation(activation), tf32, make_sequences(T, B, H, offsets, reverse), pointer(dout),
+       pointer(dh_n), pointer(out), pointer(w_hh), pointer(dpre), pointer(dh0)},
       stride, stream);
 }
 
@@ -57,8 +58,8 @@ int grid_backward(int dtype, int activation, bool tf32, int64_t T, int64_t B, in
                   int64_t R, int64_t stride, Address fault, Address dout, Address dh_n, Address out, Address w_hh,
                   Address dpre, Address dh0, uintptr_t stream) {
   return rnnfast_cuda_grid_backward(
-      {DType(dtype), Activation(activation), tf32, make_walk(T, B, H, offsets, reverse), pointer(dout), pointer(dh_n),
-       pointer(out), pointer(w_hh), pointer(dpre), pointer(dh0)},
+      {DType(dtype), Activation(activation), tf32, make_sequences(T, B, H, offsets, reverse), pointer(dout),
+       pointer(dh_n), pointer(out), pointer(w_hh), pointer(dpre), pointer(dh0)},
       {R, stride, pointer<int32_t>(fault)}, stream);
 }
 

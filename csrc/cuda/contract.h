@@ -7,10 +7,11 @@
 //              "../ptx.cuh" (every intrinsic and inline assembly there is), "../numbers.cuh" (conversions,
 //              activations), "../sequences.cuh" (rows and lengths of sequences). It takes shared memory as
 //              `auto& shared = shared_memory<Shared>()` with `Shared` a struct of plain arrays, always dynamic.
-//   NAME.cu    includes "../launch.cuh" and NAME.cuh; `extern "C" int rnnfast_cuda_NAME(const XxxArgs&, uintptr_t stream)`
-//              picks an instantiation and returns `launch(kernel, grid, threads, sizeof(Shared), stream, mode, args)`.
-//              Any failure is returned, never thrown or dropped: 0, a positive cudaError_t, or a negative `Refusal`;
-//              rnnfast_cuda_message() puts it in words and the Python backend adds the kernel's name and the shape.
+//   NAME.cu    includes "../launch.cuh" and NAME.cuh;
+//              `extern "C" int rnnfast_cuda_NAME(const XxxArgs&, uintptr_t stream)` picks an instantiation and returns
+//              `launch(kernel, grid, threads, sizeof(Shared), stream, mode, args)`. Any failure is returned, never
+//              thrown or dropped: 0, a positive cudaError_t, or a negative `Refusal`; rnnfast_cuda_message() puts it in
+//              words and the Python backend adds the kernel's name and the shape.
 //   here       the declaration of the launcher and its arguments; bindings.cpp exports it to Python.
 //
 // A launcher never synchronises, never allocates and uses only the stream that it is given, so that it can run while a
@@ -33,7 +34,8 @@ enum Refusal : int {
   kTooManyRows = -3,  // the grid would be larger than CUDA allows
 };
 
-struct Walk {
+// A batch of sequences, and the order in which their steps are taken.
+struct Sequences {
   int64_t T, B, H;
   const int64_t* offsets;  // [T + 1], on the device: the first row of every step, then R. Null: step t begins at t * B
   bool reverse;
@@ -45,7 +47,7 @@ struct ForwardArgs {
   DType dtype;
   Activation activation;
   bool tf32;  // float32 only: products may be in TF32
-  Walk walk;
+  Sequences sequences;
   const void* pre;   // [R, H], x W_ih^T + b_ih + b_hh
   const void* h0;    // [B, H]
   const void* w_hh;  // [H, H]
@@ -57,7 +59,7 @@ struct BackwardArgs {
   DType dtype;
   Activation activation;
   bool tf32;
-  Walk walk;
+  Sequences sequences;
   const void* dout;  // [R, H], or null for zeros
   const void* dh_n;  // [B, H], or null for zeros
   const void* out;   // [R, H]

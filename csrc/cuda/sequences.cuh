@@ -10,18 +10,18 @@
 namespace rnnfast {
 namespace cuda {
 
-__device__ __forceinline__ int64_t offset(const Walk& walk, int64_t t) {
-  return walk.offsets ? walk.offsets[t] : t * walk.B;
+__device__ __forceinline__ int64_t offset(const Sequences& sequences, int64_t t) {
+  return sequences.offsets ? sequences.offsets[t] : t * sequences.B;
 }
 
 // The number of steps that sequence b takes part in; 0 for b >= B. A binary search, about log2(T) dependent loads.
-__device__ inline int64_t length(const Walk& walk, int64_t b) {
-  if (b >= walk.B) return 0;
-  if (!walk.offsets) return walk.T;
-  int64_t low = 0, high = walk.T;  // steps before `low` have row b, steps from `high` on do not
+__device__ inline int64_t length(const Sequences& sequences, int64_t b) {
+  if (b >= sequences.B) return 0;
+  if (!sequences.offsets) return sequences.T;
+  int64_t low = 0, high = sequences.T;  // steps before `low` have row b, steps from `high` on do not
   while (low < high) {
     const int64_t t = (low + high) / 2;
-    if (walk.offsets[t + 1] - walk.offsets[t] > b) {
+    if (sequences.offsets[t + 1] - sequences.offsets[t] > b) {
       low = t + 1;
     } else {
       high = t;

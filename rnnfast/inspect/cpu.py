@@ -72,7 +72,7 @@ def _function(name: str, isa: str, options: Options) -> tuple[str, int, int]:
     kind = kind if kind in ("float", "double") else f"rnnfast::{isa}::{kind}"
     if name == "tile":
         # 16-bit types are computed in float, or bfloat16 in pairs.
-        pairs = f"rnnfast::{isa}::Pair" if isa.endswith("bf16") else "float"
+        pairs = f"rnnfast::{isa}::Bf16Pair" if isa.endswith("bf16") else "float"
         kind = "double" if options.dtype == "fp64" else pairs
         wanted = rf"rnnfast::{isa}::tile<{kind}, .*>\(.*"
     else:

@@ -87,6 +87,6 @@ __global__ void __launch_bounds__(kThreads) faulty(const Args args) {
 
 extern "C" int run_faulty(int fault, int blocks, bool cooperative, uint32_t* data, uint32_t* flag) {
   using namespace rnnfast::cuda;
-  return launch(faulty, blocks, kThreads, sizeof(Shared), 0, cooperative ? Grid::kCooperative : Grid::kIndependent,
-                Args{fault, data, flag});
+  return launch(faulty, blocks, kThreads, sizeof(Shared), 0,
+                cooperative ? LaunchMode::kCooperative : LaunchMode::kIndependent, Args{fault, data, flag});
 }

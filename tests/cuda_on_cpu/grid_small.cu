@@ -20,40 +20,40 @@ struct TinyExact : grid::SizesExact {
   using Small = grid::Ffma<16, 2, kWarps>;
 };
 
-struct Grid {
+struct Options {
   int64_t groups, missing;  // the last `missing` blocks are not launched
   uint32_t patience;
   int size;
 };
 
 template <class Product, template <class> class DirectionOf, class Args>
-int start(const Args& args, const Exchange& exchange, const Grid& grid) {
-  const int64_t slices = grid::slices_of<Product>(args.walk.H);
-  if (args.walk.H > grid::capacity<Product>()) return kUnsupported;
+int start(const Args& args, const Exchange& exchange, const Options& options) {
+  const int64_t slices = grid::slices_of<Product>(args.sequences.H);
+  if (args.sequences.H > grid::capacity<Product>()) return kUnsupported;
   memset(DirectionOf<typename Product::T>::exchanged(args), 0xFF,
          size_t(exchange.R * exchange.stride) * sizeof(typename Product::T));
-  return launch(grid::recur<Product, DirectionOf>, slices * grid.groups - grid.missing, 32 * Product::kWarps,
-                sizeof(grid::Shared<Product>), 0, rnnfast::cuda::Grid::kCooperative,
-                grid::KernelArgs<Args>{args, exchange, {int(slices), int(grid.groups), grid.patience}});
+  return launch(grid::recur<Product, DirectionOf>, slices * options.groups - options.missing, 32 * Product::kWarps,
+                sizeof(grid::Shared<Product>), 0, rnnfast::cuda::LaunchMode::kCooperative,
+                grid::KernelArgs<Args>{args, exchange, {int(slices), int(options.groups), options.patience}});
 }
 
 template <class Sizes, template <class> class DirectionOf, class Args>
-int start_sized(const Args& args, const Exchange& exchange, const Grid& grid) {
-  if (grid.size == 0) return start<typename Sizes::Small, DirectionOf>(args, exchange, grid);
-  if (grid.size == 1) return start<typename Sizes::Medium, DirectionOf>(args, exchange, grid);
-  return start<typename Sizes::Large, DirectionOf>(args, exchange, grid);
+int start_sized(const Args& args, const Exchange& exchange, const Options& options) {
+  if (options.size == 0) return start<typename Sizes::Small, DirectionOf>(args, exchange, options);
+  if (options.size == 1) return start<typename Sizes::Medium, DirectionOf>(args, exchange, options);
+  return start<typename Sizes::Large, DirectionOf>(args, exchange, options);
 }
 
 template <template <class> class DirectionOf, class Args>
-int start_typed(const Args& args, const Exchange& exchange, const Grid& grid) {
+int start_typed(const Args& args, const Exchange& exchange, const Options& options) {
   switch (args.dtype) {
     case rnnfast::DType::kBFloat16:
-      return start_sized<Tiny<bf16>, DirectionOf>(args, exchange, grid);
+      return start_sized<Tiny<bf16>, DirectionOf>(args, exchange, options);
     case rnnfast::DType::kFloat16:
-      return start_sized<Tiny<f16>, DirectionOf>(args, exchange, grid);
+      return start_sized<Tiny<f16>, DirectionOf>(args, exchange, options);
     case rnnfast::DType::kFloat32:
-      return args.tf32 ? start_sized<TinyTf32, DirectionOf>(args, exchange, grid)
-                       : start_sized<TinyExact, DirectionOf>(args, exchange, grid);
+      return args.tf32 ? start_sized<TinyTf32, DirectionOf>(args, exchange, options)
+                       : start_sized<TinyExact, DirectionOf>(args, exchange, options);
     default:
       return kUnsupported;
   }

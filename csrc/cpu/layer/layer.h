@@ -4,7 +4,7 @@
 //   backward    dpre from the recurrence, then
 //               dx = dpre W_ih      dW_ih = dpre^T x      dW_hh = dpre^T h_prev      db = sum dpre
 //
-// A walk is taken in chunks of steps (Cut), of which there may be one. No bit depends on their size.
+// The steps are taken in chunks (ChunkCursor), of which there may be one. No bit depends on their size.
 //
 // The input projection is a pass of its own over out. Computing it within the recurrence instead was tried for I = 28
 // and brought nothing (T = 35, B = 32, H = 256, two threads of Zen 4).
@@ -31,7 +31,7 @@ const S* part(const void* base, int64_t offset) {
 // What both passes read of layer `l` in direction `d` of a stack.
 template <class S>
 struct Layer {
-  Walk walk;
+  Sequences sequences;
   int64_t I, H, R;
   int64_t ld;       // D * H: from one row of out, or of its gradient, to the next
   int64_t state;    // where its rows of h0, h_n and their gradients begin
@@ -45,7 +45,7 @@ struct Layer {
   int64_t columns;  // where its columns of out begin
 
   Layer(const Stack& stack, const void* hidden, int64_t rows, int l, int d)
-      : walk{stack.T, stack.B, stack.H, stack.batch_sizes, stack.directions == 2 ? d == 1 : stack.reverse},
+      : sequences{stack.T, stack.B, stack.H, stack.batch_sizes, stack.directions == 2 ? d == 1 : stack.reverse},
         I(l ? stack.directions * stack.H : stack.I),
         H(stack.H),
         R(rows),
@@ -64,7 +64,7 @@ struct Layer {
 // The most rows that a chunk of at least `chunk_rows` may have.
 template <class S>
 int64_t most_rows(const Layer<S>& layer, int64_t chunk_rows) {
-  return chunk_rows < layer.R - layer.walk.B ? chunk_rows + layer.walk.B : layer.R;
+  return chunk_rows < layer.R - layer.sequences.B ? chunk_rows + layer.sequences.B : layer.R;
 }
 
 template <class S, class Act>
@@ -80,48 +80,48 @@ class LayerForward {
         input_({layer.w_ih, true, layer.H, layer.I, layer.b_ih, layer.b_hh}, most_rows(layer, chunk_rows),
                chunk_rows < layer.R, threads),
         op_{layer.H, layer.h0, layer.w_hh, out, layer.ld, h_n},
-        state_(layer.walk, op_.kBackward, op_.in_place(), threads) {}
+        state_(layer.sequences, op_.kBackward, op_.in_place(), threads) {}
 
   explicit operator bool() const { return input_ && state_; }
 
   // Packs the weights, which the first chunk would do otherwise; returns nonzero if there is no memory for scratch.
   int prepare() {
     input_.prepare();
-    return run_walk(layer_.walk, op_, state_, 0);
+    return run_steps(layer_.sequences, op_, state_, 0);
   }
 
   // Takes the chunk; returns nonzero if there is no memory for scratch.
-  int walk(const Cut& chunk) {
+  int advance(const ChunkCursor& chunk) {
     const Range rows = chunk.rows();
     if (rows.size() > 0 && layer_.H > 0)
       input_.multiply(part<S>(layer_.x, rows.begin * layer_.I), rows.size(), op_.out + rows.begin * layer_.ld,
                       layer_.ld, false);
-    return run_walk(layer_.walk, op_, state_, chunk.count() + chunk.last());
+    return run_steps(layer_.sequences, op_, state_, chunk.count() + chunk.last());
   }
 
  private:
   const Layer<S> layer_;
-  Product<S> input_;
-  const ForwardOp<S, Act> op_;
-  State<S> state_;
+  Gemm<S> input_;
+  const ForwardRecurrence<S, Act> op_;
+  RecurrenceState<S> state_;
 };
 
 // A layer in fused steps. `zeros` [H] is the initial state of every sequence if there is no h0.
 template <class S, class Act>
-int walk_stepwise(const Layer<S>& layer, S* out, S* h_n, const S* zeros, int threads) {
-  const Walk& walk = layer.walk;
+int forward_stepwise(const Layer<S>& layer, S* out, S* h_n, const S* zeros, int threads) {
+  const Sequences& sequences = layer.sequences;
   const S* h = layer.h0 ? layer.h0 : zeros;
   int64_t h_ld = layer.h0 ? layer.H : 0;
-  for (int64_t i = 0; i < walk.T; ++i) {
-    const int64_t row = (walk.reverse ? walk.T - 1 - i : i) * walk.B;
+  for (int64_t i = 0; i < sequences.T; ++i) {
+    const int64_t row = (sequences.reverse ? sequences.T - 1 - i : i) * sequences.B;
     S* to = out + row * layer.ld;
-    step<S, Act>({walk.B, layer.I, layer.H, layer.x + row * layer.I, h, layer.w_ih, layer.w_hh, layer.b_ih, layer.b_hh,
-                  to, h_ld, layer.ld},
+    step<S, Act>({sequences.B, layer.I, layer.H, layer.x + row * layer.I, h, layer.w_ih, layer.w_hh, layer.b_ih,
+                  layer.b_hh, to, h_ld, layer.ld},
                  threads);
     h = to;
     h_ld = layer.ld;
   }
-  for (int64_t b = 0; h_n && layer.H > 0 && b < walk.B; ++b)
+  for (int64_t b = 0; h_n && layer.H > 0 && b < sequences.B; ++b)
     memcpy(h_n + b * layer.H, h + b * h_ld, size_t(layer.H) * sizeof(S));
   return 0;
 }
@@ -169,11 +169,11 @@ class LayerBackward {
         input_({layer.w_ih, false, to_.dx ? layer.I : 0, layer.H}, most_rows(layer, chunk_rows), chunk_rows < layer.R,
                threads),
         op_{layer.H, dout, dh_n, layer.w_hh, out, layer.ld, to_.dh0, dpre_.get(), 0},
-        state_(layer.walk, op_.kBackward, op_.in_place(), threads),
+        state_(layer.sequences, op_.kBackward, op_.in_place(), threads),
         wanted_(to_.dw_ih || to_.dw_hh || db()),
         weights_(to_.dw_ih, to_.dw_hh, db(), layer.I, layer.H, layer.R, pass_rows) {
     if (!*this) return;
-    if (to_.dw_hh) previous_rows(layer.walk, before_.get());
+    if (to_.dw_hh) previous_rows(layer.sequences, before_.get());
     if (to_.dw_hh && !layer.h0) memset(zeros_.get(), 0, size_t(layer.H) * sizeof(S));
   }
 
@@ -182,13 +182,13 @@ class LayerBackward {
   // Packs the weights, which the first chunk would do otherwise; returns nonzero if there is no memory for scratch.
   int prepare() {
     input_.prepare();
-    return run_walk(layer_.walk, op_, state_, 0);
+    return run_steps(layer_.sequences, op_, state_, 0);
   }
 
   // Takes the recurrence over the chunk; returns nonzero if there is no memory for scratch.
-  int walk(const Cut& chunk) {
+  int advance(const ChunkCursor& chunk) {
     op_.first = chunk.pass().begin;
-    return run_walk(layer_.walk, op_, state_, chunk.count() + chunk.last());
+    return run_steps(layer_.sequences, op_, state_, chunk.count() + chunk.last());
   }
 
   // Writes, or adds to, rows of dx that belong to the last chunk.
@@ -221,11 +221,11 @@ class LayerBackward {
   const Scratch<S> dpre_;          // the rows of a pass
   const Scratch<int64_t> before_;  // where each row's previous state is
   const Scratch<S> zeros_;         // the initial state of every sequence if there is no h0
-  Product<S> input_;
-  BackwardOp<S, Act> op_;
-  State<S> state_;
+  Gemm<S> input_;
+  BackwardRecurrence<S, Act> op_;
+  RecurrenceState<S> state_;
   const bool wanted_;
-  Gradients<S> weights_;
+  WeightGradients<S> weights_;
 };
 
 }  // namespace RNNFAST_ISA

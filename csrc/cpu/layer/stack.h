@@ -37,7 +37,7 @@ StackPlan plan_stack(const Stack& stack, int first, int64_t rows, int threads) {
   const StackPlan by_layer{1, false, rows > 0 ? rows : 1};
   if (members <= 1 || rows == 0 || stack.H == 0) return by_layer;
 
-  const Walk walk{stack.T, stack.B, stack.H, stack.batch_sizes, false};
+  const Sequences sequences{stack.T, stack.B, stack.H, stack.batch_sizes, false};
   const int64_t least = kChunkSteps * stack.B > kChunkRows ? kChunkSteps * stack.B : kChunkRows;
   const int64_t chunk = pipeline ? least : kMeetingChunks * least;
   const StackPlan shared{members, pipeline, chunk < rows ? chunk : rows};
@@ -45,12 +45,12 @@ StackPlan plan_stack(const Stack& stack, int first, int64_t rows, int threads) {
   const int64_t product = rows * stack.H * (D * stack.H) / kPerUnit<S>;  // of a layer but the first
   const int64_t first_product = first == 0 ? rows * stack.H * stack.I / kPerUnit<S> : product;
   const int64_t alone = layers * recurrent + (layers - 1) * product + first_product;  // by one thread, one direction
-  if (team_for(alone * D, members) < members) return by_layer;
+  if (team_size(alone * D, members) < members) return by_layer;
 
-  const Grid grid = plan_recurrence<S>(walk, rows, threads);
-  const int64_t meetings = grid.cols > 1 ? stack.T * grid.cols * kBarrierFmas + rows * kRowFmas : 0;
-  const auto shared_out = [&](int64_t fmas) { return fmas / team_for(fmas, threads); };
-  const int64_t together = D * (layers * (recurrent / grid.size() + meetings) + (layers - 1) * shared_out(product) +
+  const ThreadGrid grid = plan_recurrence<S>(sequences, rows, threads);
+  const int64_t barriers = grid.cols > 1 ? stack.T * grid.cols * kBarrierFmas + rows * kRowFmas : 0;
+  const auto shared_out = [&](int64_t fmas) { return fmas / team_size(fmas, threads); };
+  const int64_t together = D * (layers * (recurrent / grid.size() + barriers) + (layers - 1) * shared_out(product) +
                                 shared_out(first_product));
   int64_t apart = alone;
   if (pipeline) {
@@ -64,7 +64,7 @@ StackPlan plan_stack(const Stack& stack, int first, int64_t rows, int threads) {
   return pays ? shared : by_layer;
 }
 
-// How many steps of a walk a layer has finished.
+// How many steps a layer has finished.
 struct alignas(64) Progress {
   int64_t steps;
 
@@ -126,7 +126,7 @@ KEPT int sequence(const StackArgs& args, Range layers, int d, int64_t rows, int6
   if (args.stepwise) {
     for (int64_t l = layers.begin; l < layers.end; ++l) {
       const Layer<S> layer = layer_at(l);
-      walk_stepwise<S, Act>(layer, out_of(layer, l), part<S>(args.h_n, layer.state), zeros, threads);
+      forward_stepwise<S, Act>(layer, out_of(layer, l), part<S>(args.h_n, layer.state), zeros, threads);
     }
     return 0;
   }
@@ -138,11 +138,11 @@ KEPT int sequence(const StackArgs& args, Range layers, int d, int64_t rows, int6
   }
   // What needs no other layer is done while the first chunk of the layer before is being computed.
   for (int i = 0; progress && fine && i < own.size(); ++i) fine = own[i].prepare() == 0;
-  Cut cut(layer_at(0).walk, false, rows, chunk_rows);
-  for (int64_t steps = 0; cut.next();) {
-    steps += cut.count();
+  ChunkCursor chunk(layer_at(0).sequences, false, rows, chunk_rows);
+  for (int64_t steps = 0; chunk.next();) {
+    steps += chunk.count();
     if (progress && layers.begin > 0) progress[layers.begin - 1].await(steps);
-    for (int i = 0; fine && i < own.size(); ++i) fine = own[i].walk(cut) == 0;
+    for (int i = 0; fine && i < own.size(); ++i) fine = own[i].advance(chunk) == 0;
     if (progress) progress[layers.end - 1].publish(steps);
   }
   return !fine;
@@ -169,7 +169,7 @@ struct StackScratch {
   // order of a forward or of a backward pass.
   template <class F>
   int each(const StackPlan& plan, int first, int last, int directions, bool backward, int threads, const F& f) {
-    run_grid({1, plan.members}, [&](int id, Grid g) {
+    run_team({1, plan.members}, [&](int id, ThreadGrid g) {
       const int one = plan.members > 1 ? 1 : threads;
       const auto take = [&](Range layers, int d) {
         if (f(layers, d, one)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
@@ -242,20 +242,20 @@ KEPT int sequence_backward(const StackBackwardArgs& args, Range layers, int d, i
     fine = bool(own.make(layer, to, out, dout, part<S>(args.dh_n, layer.state), pass_rows, chunk_rows, threads));
   }
   for (int i = 0; progress && fine && i < own.size(); ++i) fine = own[i].prepare() == 0;
-  const Walk walk = Layer<S>(stack, args.hidden, rows, 0, d).walk;
-  Cut cut(walk, true, pass_rows, chunk_rows);
-  for (int64_t steps = 0; cut.next();) {
-    steps += cut.count();
+  const Sequences sequences = Layer<S>(stack, args.hidden, rows, 0, d).sequences;
+  ChunkCursor chunk(sequences, true, pass_rows, chunk_rows);
+  for (int64_t steps = 0; chunk.next();) {
+    steps += chunk.count();
     if (progress && layers.end < L) progress[layers.end].await(steps);
     for (int64_t l = layers.end, i = 0; l-- > layers.begin; ++i) {
-      if (fine) fine = own[int(i)].walk(cut) == 0;
+      if (fine) fine = own[int(i)].advance(chunk) == 0;
       if (dx_of(l))
-        shared.meetings.get()[l].pass(cut.rows(), !walk.reverse, [&](Range some, bool add) {
+        shared.meetings.get()[l].pass(chunk.rows(), !sequences.reverse, [&](Range some, bool add) {
           if (fine) own[int(i)].input_gradient(some, add);
         });
     }
     if (progress) progress[layers.begin].publish(steps);
-    for (int i = 0; fine && cut.ends_pass() && i < own.size(); ++i) fine = own[i].weight_gradients(cut.pass()) == 0;
+    for (int i = 0; fine && chunk.ends_pass() && i < own.size(); ++i) fine = own[i].weight_gradients(chunk.pass()) == 0;
   }
   for (int i = 0; fine && i < own.size(); ++i) own[i].finish();
   return !fine;

@@ -33,7 +33,7 @@ struct StepArgs {
 // weights is the limit. With 16 registers, 3 x 4 takes 0.76 to 0.82 of the time of 2 x 4 at B = 64 and H of 1024 and
 // 256 (Zen 3), but 1.3 times as long at H = 64: its 12 results leave 4 lanes of two vectors empty.
 constexpr int kStepRows = kRegisters == 32 ? 4 : 3;
-constexpr int kStepUnits = kRegisters == 32 ? 6 : 4;
+constexpr int kStepColumns = kRegisters == 32 ? 6 : 4;
 constexpr int64_t kTallTiles = kRegisters == 32 ? 0 : 512;  // kStepRows sequences at a time from this I + H on
 
 // acc[i][j] += a[i] . w[j] over K, a vector of consecutive k at a time.
@@ -90,20 +90,20 @@ __attribute__((noinline)) void step_tile(const StepArgs<S>& args, int64_t b, int
   for (int i = 0; i < MR; ++i) memcpy(args.out + (b + i) * args.out_ld + n, out + i * NR, NR * sizeof(S));
 }
 
-// Computes sequences [b, b + MR) for at most kStepUnits hidden units.
+// Computes sequences [b, b + MR) for at most kStepColumns hidden units.
 template <class S, class Act, int MR>
-INLINE void step_rows(const StepArgs<S>& args, int64_t b, Range units) {
-  if (units.size() == kStepUnits) return step_tile<S, Act, MR, kStepUnits>(args, b, units.begin);
-  for (int64_t n = units.begin; n < units.end; ++n) step_tile<S, Act, MR, 1>(args, b, n);
+INLINE void step_rows(const StepArgs<S>& args, int64_t b, Range columns) {
+  if (columns.size() == kStepColumns) return step_tile<S, Act, MR, kStepColumns>(args, b, columns.begin);
+  for (int64_t n = columns.begin; n < columns.end; ++n) step_tile<S, Act, MR, 1>(args, b, n);
 }
 
 template <class S, class Act>
 KEPT int step(const StepArgs<S>& args, int threads) {
-  run_grid({1, team_for(args.B * args.H * (args.I + args.H), threads)}, [&](int id, Grid g) {
-    const Range units = share(args.H, kStepUnits, id, g.size());
+  run_team({1, team_size(args.B * args.H * (args.I + args.H), threads)}, [&](int id, ThreadGrid g) {
+    const Range columns = share(args.H, kStepColumns, id, g.size());
     // A block of weight rows stays in the nearest cache while all sequences pass over it.
-    for (int64_t n = units.begin; n < units.end; n += kStepUnits) {
-      const Range block{n, n + kStepUnits < units.end ? n + kStepUnits : units.end};
+    for (int64_t n = columns.begin; n < columns.end; n += kStepColumns) {
+      const Range block{n, n + kStepColumns < columns.end ? n + kStepColumns : columns.end};
       int64_t b = 0;
       if (args.I + args.H >= kTallTiles)
         for (; b + kStepRows <= args.B; b += kStepRows) step_rows<S, Act, kStepRows>(args, b, block);

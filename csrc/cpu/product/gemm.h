@@ -50,9 +50,9 @@ INLINE void copy_units(const S* a, int64_t count, int64_t K, Unit<S>* copy, int6
   }
 }
 
-inline Grid plan_product(int64_t R, int64_t K, int64_t N, int threads) {
-  const int team = team_for(R * K * N, threads);
-  return R >= N ? Grid{team, 1} : Grid{1, team};  // cut the longer side
+inline ThreadGrid plan_gemm(int64_t R, int64_t K, int64_t N, int threads) {
+  const int members = team_size(R * K * N, threads);
+  return R >= N ? ThreadGrid{members, 1} : ThreadGrid{1, members};  // cut the longer side
 }
 
 // What all rows are multiplied by: b = w^T ([N, K] given) or b = w ([K, N] given).
@@ -67,15 +67,15 @@ struct Factor {
 
 // A product whose rows come all at once or, `again` and again, at most R at a time; b is then packed once.
 template <class S>
-class Product {
+class Gemm {
   using C = Compute<S>;
   using U = Unit<S>;
 
  public:
-  Product(const Factor<S>& factor, int64_t R, bool again, int threads)
+  Gemm(const Factor<S>& factor, int64_t R, bool again, int threads)
       : factor_(factor),
         KU_(units<S>(factor.K)),
-        grid_(plan_product(R, factor.K, factor.N, threads)),
+        grid_(plan_gemm(R, factor.K, factor.N, threads)),
         columns_(Columns<C>::for_rows(factor.N, (R + grid_.rows - 1) / grid_.rows)),
         at_once_(!again && grid_.rows == 1 && R * KU_ * int64_t(sizeof(U)) <= kAtOnceBytes),
         // For few rows, whole vectors of a weight that is not transposed are read in place instead of packed.
@@ -105,7 +105,7 @@ class Product {
                 int64_t R, S* c,  // [R, N], rows `ldc` apart
                 int64_t ldc, bool add) {
     Barrier packed;
-    run_grid(grid_, [&](int id, Grid g) {
+    run_team(grid_, [&](int id, ThreadGrid g) {
       const Range vectors = share(columns_.vectors(), columns_.width, g.col(id), g.cols);
       if (!at_once_ && !packed_) {
         const Range part = share(vectors.size(), columns_.width, g.row(id), g.rows);
@@ -143,7 +143,7 @@ class Product {
   template <bool add>
   void multiply_rows(const S* a, Range rows, Range vectors, int id, S* c, int64_t ldc) const {
     const int64_t K = factor_.K, N = factor_.N, KU = KU_, ld = ld_;
-    Ahead a_ahead{[=](int64_t r) { return a + r * K; }, rows.begin, rows.begin, K * int64_t(sizeof(S))};
+    PrefetchCursor a_prefetch{[=](int64_t r) { return a + r * K; }, rows.begin, rows.begin, K * int64_t(sizeof(S))};
     for (int64_t begin = rows.begin; begin < rows.end; begin += block_rows_) {
       const int64_t count = rows.end - begin < block_rows_ ? rows.end - begin : block_rows_;
       U* copy = copied_ ? copies_.get() + id * room_ * ld : nullptr;
@@ -151,22 +151,23 @@ class Product {
       const U* block = copied_ ? copy : reinterpret_cast<const U*>(a + begin * K);
       // The next block is prefetched while this one is multiplied by the panels.
       const Tiles tiles({0, count}, max_rows(columns_.width));
-      const int64_t meetings = tiles.count * ((vectors.size() + columns_.width - 1) / columns_.width);
-      a_ahead.next = begin + count;
-      a_ahead.end = begin + count + block_rows_ < rows.end ? begin + count + block_rows_ : rows.end;
-      const int64_t lines = (a_ahead.end - a_ahead.next) * a_ahead.bytes / 64 / (meetings > 0 ? meetings : 1) + 1;
+      const int64_t tile_products = tiles.count * ((vectors.size() + columns_.width - 1) / columns_.width);
+      a_prefetch.next = begin + count;
+      a_prefetch.end = begin + count + block_rows_ < rows.end ? begin + count + block_rows_ : rows.end;
+      const int64_t lines =
+          (a_prefetch.end - a_prefetch.next) * a_prefetch.bytes / 64 / (tile_products > 0 ? tile_products : 1) + 1;
       columns_.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
         const bool direct = in_place(column, width);
         U* own = weight_.get() + (at_once_ ? id * panel_width() : column) * KU;
         if (at_once_ && !direct) pack(column, width, own);
         const U* panel = direct ? reinterpret_cast<const U*>(factor_.w) + column : own;
-        each_product<Layout::kRows>(
+        multiply_tiles<Layout::kRows>(
             tiles, [&](Range tile, int64_t k) { return Operand<U>{block + tile.begin * ld + k, ld}; }, panel,
             direct ? N : width * kLanes<C>, column, width, N, KU,
-            [&](Range tile, Wanted& wanted) {
-              wanted.add_rows(c + (begin + tile.begin) * ldc + column, ldc * int64_t(sizeof(S)), tile.size(),
-                              width * kLanes<C> * int64_t(sizeof(S)));
-              a_ahead.add(lines, wanted);
+            [&](Range tile, PrefetchList& prefetches) {
+              prefetches.add_rows(c + (begin + tile.begin) * ldc + column, ldc * int64_t(sizeof(S)), tile.size(),
+                                  width * kLanes<C> * int64_t(sizeof(S)));
+              a_prefetch.add(lines, prefetches);
             },
             [=, bias = bias_.get()](int64_t r, int64_t col, int lanes, Vec<C> sum) {
               S* to = c + (begin + r) * ldc + col;
@@ -180,7 +181,7 @@ class Product {
 
   const Factor<S> factor_;
   const int64_t KU_;
-  const Grid grid_;
+  const ThreadGrid grid_;
   const Columns<C> columns_;
   const bool at_once_;  // each panel is packed, used and dropped
   const bool few_;

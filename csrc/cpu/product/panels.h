@@ -70,7 +70,7 @@ void pack_transposed(const S* w, int64_t K, int64_t N, int64_t column, int vecto
 template <class S, class Row, class U = Unit<S>>
 void pack_rows(const Row& row, int64_t K, int64_t N, int64_t column, int vectors, U* panel) {
   constexpr int L = kLanes<U>, P = kPerUnit<S>;
-  constexpr int64_t kAhead = 16;  // rows; the hardware does not prefetch across pages
+  constexpr int64_t kPrefetchDistance = 16;  // rows; the hardware does not prefetch across pages
   const int64_t width = int64_t(vectors) * L;
   const int64_t filled = N - column < width ? N - column : width, whole = filled / L * L;
   for (int64_t k = 0; k < K; k += P, panel += width) {
@@ -78,7 +78,7 @@ void pack_rows(const Row& row, int64_t K, int64_t N, int64_t column, int vectors
     const S* second = P > 1 && k + 1 < K ? row(k + 1) + column : nullptr;
     const auto at = [&](int64_t j) { return second ? second + j : nullptr; };
     for (int i = 0; i < P; ++i)
-      if (k + i + kAhead < K) __builtin_prefetch(row(k + i + kAhead) + column);
+      if (k + i + kPrefetchDistance < K) __builtin_prefetch(row(k + i + kPrefetchDistance) + column);
     for (int64_t j = 0; j < whole; j += L) store(panel + j, unite(from + j, at(j), L));
     if (whole < width) store(panel + whole, unite(from + whole, at(whole), int(filled - whole)));
   }
@@ -133,15 +133,16 @@ struct Operand {
   int64_t ld;
 };
 
-// Multiplies tiles of A [tiles.rows, K] by one panel [K, vectors]. `operand(tile, k)` finds A; `soon(tile, wanted)`
-// lists the memory that is needed when a tile is done; `f(row, column, lanes, value)` is called for each vector of the
-// product. `lanes` is less than a full vector only at the ragged end. K = 0 gives zeros.
+// Multiplies tiles of A [tiles.rows, K] by one panel [K, vectors]. `operand(tile, k)` finds A;
+// `list_prefetches(tile, prefetches)` lists the memory that is needed when a tile is done; `f(row, column, lanes,
+// value)` is called for each vector of the product. `lanes` is less than a full vector only at the ragged end. K = 0
+// gives zeros.
 //
 // A few tiles go through k together, chunk by chunk, so that a chunk of the panel comes from the second cache level
 // once for all of them.
-template <Layout layout, class U, class Find, class Soon, class F>
-INLINE void each_product(const Tiles& tiles, const Find& operand, const U* panel, int64_t ldp, int64_t column,
-                         int vectors, int64_t columns, int64_t K, const Soon& soon, const F& f) {
+template <Layout layout, class U, class Find, class ListPrefetches, class F>
+INLINE void multiply_tiles(const Tiles& tiles, const Find& operand, const U* panel, int64_t ldp, int64_t column,
+                           int vectors, int64_t columns, int64_t K, const ListPrefetches& list_prefetches, const F& f) {
   using C = Compute<U>;
   constexpr int kTogether = 4;
   constexpr int kTile = kAccumulators * kLanes<C>;
@@ -153,13 +154,13 @@ INLINE void each_product(const Tiles& tiles, const Find& operand, const U* panel
         const Range tile = tiles[t];
         const bool done = K - k <= kChunk;
         const int64_t chunk = done ? K - k : kChunk;
-        Wanted wanted;
-        if (done) soon(tile, wanted);
-        for (int64_t i = chunk; i < wanted.count && i < Wanted::kMost; ++i) wanted.ask(i);
+        PrefetchList prefetches;
+        if (done) list_prefetches(tile, prefetches);
+        for (int64_t i = chunk; i < prefetches.count && i < PrefetchList::kCapacity; ++i) prefetches.request(i);
         const Operand<U> from = operand(tile, k);
         C* product = products + (t - first) * kTile;
         pick_tile<U, layout>(int(tile.size()), vectors)(from.a, from.ld, panel + k * ldp, ldp, chunk, k > 0, product,
-                                                        int64_t(vectors) * kLanes<C>, wanted);
+                                                        int64_t(vectors) * kLanes<C>, prefetches);
         if (done) each_vector(product, tile.begin, int(tile.size()), column, vectors, columns, f);
       }
   }

@@ -1,4 +1,5 @@
-// One slab of the gradients: the sums of one thread over a range of rows, which stay in its cache meanwhile.
+// One partial sum of the weight gradients: the sums of one thread over a range of rows, which stay in its cache
+// meanwhile.
 #pragma once
 
 #include "panels.h"
@@ -15,7 +16,7 @@ constexpr int64_t kFarSums = 1024 * 1024;
 // The rows of a matrix [R, width], which need not be adjacent. Without an index, row r is row r of `base`. With one, it
 // is row index[r] of `base` or, if that is negative, row ~index[r] of `other`.
 template <class S>
-struct Rows {
+struct GatheredRows {
   int64_t width;
   const S* base;  // [.., width], rows `ld` apart
   int64_t ld;
@@ -55,7 +56,7 @@ void pack_tile(const S* from, const S* end, int64_t ld, int64_t rows, int height
   }
 }
 
-// What add_rows does for those of `lanes` columns of a whose compensated sum is NaN: a plain sum.
+// What add_column_sums does for those of `lanes` columns of a whose compensated sum is NaN: a plain sum.
 template <class S, class C = Compute<S>>
 __attribute__((noinline)) void add_uncompensated(const S* a, int64_t rows, int64_t ld, int lanes, const C* sum,
                                                  Vec<C>* total, Vec<C>* lost) {
@@ -71,7 +72,7 @@ __attribute__((noinline)) void add_uncompensated(const S* a, int64_t rows, int64
 // sum[m] += a[r, m] over `rows` rows, for the columns m < count of a. Kahan's summation: `lost` holds the rounding
 // errors. The error of an infinite sum is inf - inf, which makes the next sum NaN; a plain sum then takes its place.
 template <class S, class C = Compute<S>>
-void add_rows(const S* a, int64_t rows, int64_t ld, int64_t count, C* sum, C* lost) {
+void add_column_sums(const S* a, int64_t rows, int64_t ld, int64_t count, C* sum, C* lost) {
   constexpr int L = kLanes<C>, kTogether = 4;  // independent sums hide the latency of each
   for (int64_t m = 0; m < count; m += kTogether * L) {
     int lanes[kTogether];
@@ -107,7 +108,7 @@ void add_rows(const S* a, int64_t rows, int64_t ld, int64_t count, C* sum, C* lo
 template <class S>
 struct Strip {
   using C = Compute<S>;
-  Rows<S> b;
+  GatheredRows<S> b;
   Columns<C> columns;
   Range width;
   // The sums so far, in panels [M, width] like those of a packed weight, so that a tile of them is contiguous; null if
@@ -161,42 +162,48 @@ void pack_strip(const Strip<S>& strip, int64_t begin, int64_t count) {
 // Sums a[r, m] b(r)[n] over `rows`, for the columns m of a [R, M] in `height` and two strips, and adds it to `total` if
 // `begun`. A chunk of a is packed tile by tile and one of b panel by panel. (Read in place, the rows of a would be 4
 // KiB apart at H = 1024 and compete for the same cache sets, which is 1.35 times slower.) While the two are multiplied
-// the next chunk is prefetched, up to row `until`, where the thread's next slab ends. `beside(a, rows)` is called for
+// the next chunk is prefetched, up to row `until`, where the thread's next part ends. `beside(a, rows)` is called for
 // each chunk while it is in the cache.
 template <class S, class Beside>
-void sum_slab(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2], Range rows, Range height, int64_t until,
-              bool begun, Unit<S>* a_tiles, const Beside& beside) {
+void add_products(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2], Range rows, Range height,
+                  int64_t until, bool begun, Unit<S>* a_tiles, const Beside& beside) {
   using C = Compute<S>;
   constexpr int L = kLanes<C>;
   const Tiles tiles(height, max_rows(strips[0].columns.width));
-  const int64_t meetings = tiles.count * (strips[0].panels() + strips[1].panels());
+  const int64_t tile_products = tiles.count * (strips[0].panels() + strips[1].panels());
   const int64_t chunks = (units<S>(rows.size()) + kChunk - 1) / kChunk;
   const int64_t chunk = chunks > 0 ? (units<S>(rows.size()) + chunks - 1) / chunks * kPerUnit<S> : 0;
   const bool far =
       height.size() * (strips[0].width.size() + strips[1].width.size()) * L * int64_t(sizeof(C)) > kFarSums;
-  const auto ahead_of = [&](auto row, int64_t bytes) { return Ahead{row, bytes ? rows.begin : until, until, bytes}; };
-  Ahead a_ahead = ahead_of([=](int64_t r) { return a + r * M + height.begin; }, height.size() * int64_t(sizeof(S)));
-  const auto strip_ahead = [&](const Strip<S>& strip) {
-    return ahead_of([&strip](int64_t r) { return strip.b(r) + strip.first(); }, strip.bytes());
+  const auto prefetch_of = [&](auto row, int64_t bytes) {
+    return PrefetchCursor{row, bytes ? rows.begin : until, until, bytes};
   };
-  decltype(strip_ahead(strips[0])) b_ahead[2] = {strip_ahead(strips[0]), strip_ahead(strips[1])};
-  const auto look_ahead_to = [&](int64_t r) { a_ahead.end = b_ahead[0].end = b_ahead[1].end = r < until ? r : until; };
-  const auto lines = [&](int64_t bytes) { return meetings > 0 ? bytes * chunk / 64 / meetings + 1 : 0; };
-  const int64_t a_lines = lines(a_ahead.bytes), b_lines[2] = {lines(b_ahead[0].bytes), lines(b_ahead[1].bytes)};
+  PrefetchCursor a_prefetch =
+      prefetch_of([=](int64_t r) { return a + r * M + height.begin; }, height.size() * int64_t(sizeof(S)));
+  const auto prefetch_of_strip = [&](const Strip<S>& strip) {
+    return prefetch_of([&strip](int64_t r) { return strip.b(r) + strip.first(); }, strip.bytes());
+  };
+  decltype(prefetch_of_strip(strips[0])) b_prefetch[2] = {prefetch_of_strip(strips[0]), prefetch_of_strip(strips[1])};
+  const auto prefetch_until = [&](int64_t r) {
+    a_prefetch.end = b_prefetch[0].end = b_prefetch[1].end = r < until ? r : until;
+  };
+  const auto lines = [&](int64_t bytes) { return tile_products > 0 ? bytes * chunk / 64 / tile_products + 1 : 0; };
+  const int64_t a_lines = lines(a_prefetch.bytes),
+                b_lines[2] = {lines(b_prefetch[0].bytes), lines(b_prefetch[1].bytes)};
 
   alignas(64) C product[kAccumulators * L];
   for (int64_t begin = rows.begin; begin < rows.end; begin += chunk) {
     const int64_t count = rows.end - begin < chunk ? rows.end - begin : chunk;
-    look_ahead_to(begin + count);
-    a_ahead.ask();
-    for (auto& ahead : b_ahead) ahead.ask();
-    if (meetings > 0)
+    prefetch_until(begin + count);
+    a_prefetch.request_rest();
+    for (auto\& cursor : b_prefetch) cursor.request_rest();
+    if (tile_products > 0)
       for (int64_t t = 0; t < tiles.count; ++t)
         pack_tile(a + begin * M + tiles[t].begin, a + R * M, M, count, int(tiles[t].size()),
                   a_tiles + (tiles[t].begin - height.begin) * kChunk);
     beside(a + begin * M, count);
     for (const Strip<S>& strip : strips) pack_strip(strip, begin, count);
-    look_ahead_to(begin + count + chunk);
+    prefetch_until(begin + count + chunk);
     for (const Strip<S>& strip : strips)
       strip.each_panel([&](int64_t column, int vectors, const Unit<S>* panel) {
         for (int64_t t = 0; t < tiles.count; ++t) {
@@ -204,17 +211,17 @@ void sum_slab(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2], Ran
           const int64_t N = strip.columns.count, width = vectors * L;
           C* to = strip.total ? strip.total + column * M + tile.begin * width : product;
           S* whole = begin + count == rows.end ? strip.whole : nullptr;
-          Wanted wanted;
+          PrefetchList prefetches;
           if (whole)
-            wanted.add_rows(whole + tile.begin * N + column, N * int64_t(sizeof(S)), tile.size(),
-                            width * int64_t(sizeof(S)));
+            prefetches.add_rows(whole + tile.begin * N + column, N * int64_t(sizeof(S)), tile.size(),
+                                width * int64_t(sizeof(S)));
           if (far && strip.total)
-            wanted.add_rows(to, width * int64_t(sizeof(C)), tile.size(), width * int64_t(sizeof(C)));
-          a_ahead.add(a_lines, wanted);
-          for (int i = 0; i < 2; ++i) b_ahead[i].add(b_lines[i], wanted);
+            prefetches.add_rows(to, width * int64_t(sizeof(C)), tile.size(), width * int64_t(sizeof(C)));
+          a_prefetch.add(a_lines, prefetches);
+          for (int i = 0; i < 2; ++i) b_prefetch[i].add(b_lines[i], prefetches);
           pick_tile<Unit<S>, Layout::kColumns>(int(tile.size()), vectors)(
               a_tiles + (tile.begin - height.begin) * kChunk, tile.size(), panel, width, units<S>(count),
-              begun || begin > rows.begin, to, width, wanted);
+              begun || begin > rows.begin, to, width, prefetches);
           if (whole)
             each_vector(
                 to, tile.begin, int(tile.size()), column, vectors, N,

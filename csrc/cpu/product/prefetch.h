@@ -15,17 +15,16 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-// Addresses of cache lines that will be needed soon. `own` says that no other core will use them, so that they are
-// requested for writing.
-struct Wanted {
-  static constexpr int kMost = 128;
+// Addresses of cache lines that will be needed soon. They are requested for writing if no other core will use them.
+struct PrefetchList {
+  static constexpr int kCapacity = 128;
   int64_t count = 0;
-  bool own = false;
-  const char* at[kMost];
+  bool for_writing = false;
+  const char* at[kCapacity];
 
   // Adds the line at p, or nothing if the list is full.
   INLINE void add(const void* p) {
-    if (count < kMost) at[count++] = static_cast<const char*>(p);
+    if (count < kCapacity) at[count++] = static_cast<const char*>(p);
   }
 
   // Adds the lines of `rows` rows of `bytes` bytes, `stride` bytes from one to the next: all of them or, if they do not
@@ -37,7 +36,7 @@ struct Wanted {
     // The offset of a row in its line, or an upper bound of it.
     const int64_t into = stride % 64 ? 63 : int64_t(reinterpret_cast<uintptr_t>(p) % 64);
     const int64_t lines = (into + bytes + 63) / 64;
-    if (count + rows * lines > kMost) return;
+    if (count + rows * lines > kCapacity) return;
     for (int64_t i = 0; i < lines; ++i) {
       const char **first = at + count, **last = first + rows;
       count += rows;
@@ -48,9 +47,9 @@ struct Wanted {
       }
     }
   }
-  INLINE void ask(int64_t i) const {
+  INLINE void request(int64_t i) const {
     const char* line = *(at + i);
-    if (own)
+    if (for_writing)
       __builtin_prefetch(line, 1, 3);
     else
       __builtin_prefetch(line, 0, 3);
@@ -59,14 +58,14 @@ struct Wanted {
 
 // Iterates over the lines of a matrix that is read once: `bytes` bytes at row(r) for r in [next, end).
 template <class Row>
-struct Ahead {
+struct PrefetchCursor {
   Row row;
   int64_t next, end, bytes, at = 0;
 
   // Adds the next `count` lines to the list.
-  INLINE void add(int64_t count, Wanted& wanted) {
+  INLINE void add(int64_t count, PrefetchList& prefetches) {
     for (; count > 0 && next < end; --count) {
-      wanted.add(reinterpret_cast<const char*>(row(next)) + at);
+      prefetches.add(reinterpret_cast<const char*>(row(next)) + at);
       at += 64;
       if (at >= bytes) {
         at = 0;
@@ -75,13 +74,13 @@ struct Ahead {
     }
   }
   // Prefetches all remaining lines at once.
-  void ask() {
+  void request_rest() {
     for (; next < end; ++next, at = 0)
       for (; at < bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(row(next)) + at, 0, 2);
   }
 };
 template <class Row>
-Ahead(Row, int64_t, int64_t, int64_t) -> Ahead<Row>;
+PrefetchCursor(Row, int64_t, int64_t, int64_t) -> PrefetchCursor<Row>;
 
 }  // namespace RNNFAST_ISA
 }  // namespace rnnfast

@@ -32,11 +32,11 @@ constexpr int max_rows(int vectors) {
 enum class Layout { kRows, kColumns };
 
 template <class U, Layout layout, int MR, int NV>
-__attribute__((noinline)) void tile(const U* a, int64_t lda,     // A, see Layout
-                                    const U* w, int64_t ldw,     // [K, NV vectors], row stride ldw
-                                    int64_t K, bool add,         // add to c rather than overwrite it
-                                    Compute<U>* c, int64_t ldc,  // [MR, NV vectors], row stride ldc
-                                    const Wanted& wanted) {      // lines to prefetch meanwhile
+__attribute__((noinline)) void tile(const U* a, int64_t lda,           // A, see Layout
+                                    const U* w, int64_t ldw,           // [K, NV vectors], row stride ldw
+                                    int64_t K, bool add,               // add to c rather than overwrite it
+                                    Compute<U>* c, int64_t ldc,        // [MR, NV vectors], row stride ldc
+                                    const PrefetchList& prefetches) {  // lines to prefetch meanwhile
   using C = Compute<U>;
   constexpr int L = kLanes<U>;
   // One pointer serves three rows: x86 addresses p, p + ld and p + 2 ld from it, so 12 rows take 5 registers. The
@@ -47,7 +47,7 @@ __attribute__((noinline)) void tile(const U* a, int64_t lda,     // A, see Layou
   Vec<C> acc[MR][NV] = {};
 #pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k) {
-    if (k < wanted.count) wanted.ask(k);
+    if (k < prefetches.count) prefetches.request(k);
     const auto aik = [&](int i) {
       const U* group = i < 3 ? a0 : i < 6 ? a3 : i < 9 ? a6 : a9;
       return broadcast(layout == Layout::kRows ? group[(i % 3) * lda] : a0[i]);
@@ -91,7 +91,7 @@ __attribute__((noinline)) void tile(const U* a, int64_t lda,     // A, see Layou
 }
 
 template <class U>
-using TileFn = void (*)(const U*, int64_t, const U*, int64_t, int64_t, bool, Compute<U>*, int64_t, const Wanted&);
+using TileFn = void (*)(const U*, int64_t, const U*, int64_t, int64_t, bool, Compute<U>*, int64_t, const PrefetchList&);
 
 template <class U, Layout layout, int NV, int MR>
 TileFn<U> pick_rows(int rows) {

@@ -8,6 +8,6 @@ namespace rnnfast {
 const Kernels& active_kernels();
 
 // How many of the requested threads a kernel may use: one where a fork has lost the team (bindings.cpp), else all.
-int team(int threads);
+int usable_threads(int threads);
 
 }  // namespace rnnfast

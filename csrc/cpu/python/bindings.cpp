@@ -99,7 +99,7 @@ std::string library_of(const char* name, const char* from) {
 
 const Kernels& active_kernels() { return *active.load(); }
 
-int team(int threads) { return team_lost ? 1 : threads; }
+int usable_threads(int threads) { return team_lost ? 1 : threads; }
 
 namespace {
 
@@ -125,10 +125,10 @@ void use(const std::string& name) {
 
 void recurrence(int dtype, int activation, int64_t T, int64_t B, int64_t H, Address h0, Address w_hh, Address out,
                 Address h_n, int threads) {
-  const Walk dense{T, B, H, nullptr, false};
-  check(active_kernels().forward(
+  const Sequences dense{T, B, H, nullptr, false};
+  check(active_kernels().recurrence(
       {DType(dtype), Activation(activation), dense, pointer(h0), pointer(w_hh), pointer(out), pointer(h_n)},
-      team(threads)));
+      usable_threads(threads)));
 }
 
 }  // namespace
@@ -178,14 +178,14 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "fma_peak",
       [](int threads, double seconds, int dtype) {
-        return active_kernels().fma_peak(DType(dtype), team(threads), seconds);
+        return active_kernels().fma_peak(DType(dtype), usable_threads(threads), seconds);
       },
       py::arg("threads"), py::arg("seconds"), py::arg("dtype") = 0, release(),
       "Measured peak of multiply-adds as they are done for a dtype, flop/s.");
   m.def(
       "read_bandwidth",
       [](int64_t bytes, int threads, double seconds) {
-        return active_kernels().read_bandwidth(bytes, team(threads), seconds);
+        return active_kernels().read_bandwidth(bytes, usable_threads(threads), seconds);
       },
       py::arg("bytes"), py::arg("threads"), py::arg("seconds"), release(),
       "Measured read bandwidth over a buffer of `bytes`, bytes/s.");

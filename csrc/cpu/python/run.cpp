@@ -70,7 +70,7 @@ PyObject* forward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   const int count = net.step ? 1 : net.layers > 1 ? 3 : 2;
   if (!made[count - 1]) return nullptr;
   const bool stepwise = net.step || (!call->packed && call->steps <= PyLong_AsLongLong(args[0]));
-  const int threads = team(int(PyLong_AsLong(args[1])));
+  const int threads = usable_threads(int(PyLong_AsLong(args[1])));
   int failed;
   Py_BEGIN_ALLOW_THREADS;
   failed = active_kernels().stack({call->stack(), stepwise, hidden, out, h_n}, threads);
@@ -129,7 +129,7 @@ PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
     data[size_t(i)] = where;
     PyTuple_SetItem(grads.get(), i, grad.release());
   }
-  const int threads = team(int(PyLong_AsLong(args[5])));
+  const int threads = usable_threads(int(PyLong_AsLong(args[5])));
   int failed;
   Py_BEGIN_ALLOW_THREADS;
   failed = active_kernels().stack_backward(

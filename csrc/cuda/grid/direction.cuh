@@ -16,7 +16,7 @@ namespace grid {
 
 // ---- the position of a block in its work -----------------------------------------------------------
 
-struct Step {
+struct StepRows {
   int row = 0;   // its first row; the launcher refuses 2^31 rows and more
   int rows = 0;  // how many it has
 };
@@ -25,39 +25,40 @@ struct Step {
 template <bool kBackward>
 class Item {
  public:
-  __device__ __forceinline__ Item(const Walk& walk, int first) : tile(first), here(at(walk, 0)), next(at(walk, 1)) {
-    settle(walk, first);
+  __device__ __forceinline__ Item(const Sequences& sequences, int first)
+      : tile(first), here(at(sequences, 0)), next(at(sequences, 1)) {
+    settle(sequences, first);
   }
-  __device__ __forceinline__ void advance(const Walk& walk, int groups, int first) {
+  __device__ __forceinline__ void advance(const Sequences& sequences, int groups, int first) {
     tile += groups * kTile;
-    settle(walk, first);
+    settle(sequences, first);
   }
-  // The backward walk has one step more, at which the remaining sequences leave, with their dh0.
-  __device__ __forceinline__ bool valid(const Walk& walk) const { return step < walk.T + kBackward; }
-  // Sequences that have a row here or, in the backward walk, had one at the step before.
+  // The backward pass has one step more, at which the remaining sequences leave, with their dh0.
+  __device__ __forceinline__ bool valid(const Sequences& sequences) const { return step < sequences.T + kBackward; }
+  // Sequences that have a row here or, in the backward pass, had one at the step before.
   __device__ __forceinline__ int rows() const {
     return kBackward && previous.rows > here.rows ? previous.rows : here.rows;
   }
 
-  int step = 0;  // in the order of the walk
+  int step = 0;  // in the order in which steps are taken
   int tile;      // its first sequence
-  Step previous, here, next;
+  StepRows previous, here, next;
 
  private:
-  __device__ __forceinline__ void settle(const Walk& walk, int first) {
-    while (tile >= rows() && valid(walk)) {
+  __device__ __forceinline__ void settle(const Sequences& sequences, int first) {
+    while (tile >= rows() && valid(sequences)) {
       ++step;
       tile = first;
       previous = here;
       here = next;
-      next = at(walk, step + 1);
+      next = at(sequences, step + 1);
     }
   }
-  static __device__ __forceinline__ Step at(const Walk& walk, int step) {
-    if (step >= walk.T) return {};
-    const int64_t t = walk.reverse != kBackward ? walk.T - 1 - step : step;
-    const int row = int(offset(walk, t));
-    return {row, int(offset(walk, t + 1)) - row};
+  static __device__ __forceinline__ StepRows at(const Sequences& sequences, int step) {
+    if (step >= sequences.T) return {};
+    const int64_t t = sequences.reverse != kBackward ? sequences.T - 1 - step : step;
+    const int row = int(offset(sequences, t));
+    return {row, int(offset(sequences, t + 1)) - row};
   }
 };
 
@@ -107,17 +108,17 @@ struct Forward {
 
   static __device__ __forceinline__ Inputs load(const Args& args, const Item& item, int b, int unit) {
     if (b >= item.here.rows) return {};
-    return {load_pair<T>(args.pre, item.here.row + b, unit, int(args.walk.H))};
+    return {load_pair<T>(args.pre, item.here.row + b, unit, int(args.sequences.H))};
   }
   static __device__ __forceinline__ void prefetch(const Args& args, int64_t row, int unit) {
-    ptx::prefetch(static_cast<const T*>(args.pre) + row * args.walk.H + unit);
+    ptx::prefetch(static_cast<const T*>(args.pre) + row * args.sequences.H + unit);
   }
 
   static __device__ __forceinline__ Pair finish(const Args& args, const Item& item, int b, int unit, Pair sum,
                                                 const Inputs& in) {
     const Pair pre = in.pre.pair();
     const Pair h{activate<T>(args.activation, pre.x + sum.x), activate<T>(args.activation, pre.y + sum.y)};
-    if (b >= item.next.rows) store_pair<T>(args.h_n, b, unit, int(args.walk.H), h);
+    if (b >= item.next.rows) store_pair<T>(args.h_n, b, unit, int(args.sequences.H), h);
     return h;
   }
 };
@@ -139,22 +140,22 @@ struct Backward {
     Inputs in{};
     if (b >= item.here.rows) return in;
     const int64_t row = item.here.row + b;
-    const int H = int(args.walk.H);
+    const int H = int(args.sequences.H);
     in.h = load_pair<T>(args.out, row, unit, H);
     if (args.dout) in.dout = load_pair<T>(args.dout, row, unit, H);
     return in;
   }
   static __device__ __forceinline__ void prefetch(const Args& args, int64_t row, int unit) {
-    ptx::prefetch(static_cast<const T*>(args.out) + row * args.walk.H + unit);
-    if (args.dout) ptx::prefetch(static_cast<const T*>(args.dout) + row * args.walk.H + unit);
+    ptx::prefetch(static_cast<const T*>(args.out) + row * args.sequences.H + unit);
+    if (args.dout) ptx::prefetch(static_cast<const T*>(args.dout) + row * args.sequences.H + unit);
   }
 
   static __device__ __forceinline__ Pair finish(const Args& args, const Item& item, int b, int unit, Pair sum,
                                                 const Inputs& in) {
     if (b >= item.previous.rows) {  // its last step: dh_n, rather than a product with zeros, which W may make NaN
-      sum = args.dh_n ? load_pair<T>(args.dh_n, b, unit, int(args.walk.H)).pair() : Pair{0.0f, 0.0f};
+      sum = args.dh_n ? load_pair<T>(args.dh_n, b, unit, int(args.sequences.H)).pair() : Pair{0.0f, 0.0f};
     } else if (b >= item.here.rows) {  // it had its first step
-      store_pair<T>(args.dh0, b, unit, int(args.walk.H), sum);
+      store_pair<T>(args.dh0, b, unit, int(args.sequences.H), sum);
     }
     const Pair dout = in.dout.pair(), h = in.h.pair();
     return {(dout.x + sum.x) * derivative_of(args.activation, h.x),

@@ -78,7 +78,7 @@ namespace grid {
 
 constexpr uint32_t kEmpty = 0xFFFFFFFFu;
 
-struct Team {
+struct BlockLayout {
   int slices, groups;  // blocks of a group; blockIdx.x = group * slices + slice
   uint32_t patience;   // how often to look for data before giving up
 };
@@ -87,7 +87,7 @@ template <class DirectionArgs>
 struct KernelArgs {
   DirectionArgs args;
   Exchange exchange;
-  Team team;
+  BlockLayout layout;
 };
 
 // ---- the exchange ----------------------------------------------------------------------------------
@@ -152,11 +152,11 @@ __global__ void __launch_bounds__(32 * Product::kWarps, 1)
   static_assert(kPairs * kTile <= 32 * Product::kWarps, "a thread finishes at most one pair");
 
   const auto& args = all.args;
-  const Walk& walk = args.walk;
+  const Sequences& sequences = args.sequences;
   auto& shared = shared_memory<Shared<Product>>();
-  const int H = int(walk.H), stride = int(all.exchange.stride);
+  const int H = int(sequences.H), stride = int(all.exchange.stride);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int groups = all.team.groups, group = blockIdx.x / all.team.slices, slice = blockIdx.x % all.team.slices;
+  const int groups = all.layout.groups, group = blockIdx.x / all.layout.slices, slice = blockIdx.x % all.layout.slices;
   T* const y = static_cast<T*>(Direction::exchanged(args));              // [R, stride]
   const T* const start = static_cast<const T*>(Direction::start(args));  // [B, stride]
 
@@ -173,10 +173,10 @@ __global__ void __launch_bounds__(32 * Product::kWarps, 1)
   weights.move(slice * Product::kRows, warp * Product::kDepth);
   product.load(weights, lane);
 
-  uint32_t patience = all.team.patience;
+  uint32_t patience = all.layout.patience;
   const int first = group * kTile;
-  typename Direction::Item item(walk, first);
-  for (int buffer = 0; item.valid(walk); buffer ^= 1) {
+  typename Direction::Item item(sequences, first);
+  for (int buffer = 0; item.valid(sequences); buffer ^= 1) {
     // Inputs are loaded one exchange before they are needed and prefetched into L2 one step before that.
     typename Direction::Inputs inputs{};
     if (producer) {
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(32 * Product::kWarps, 1)
       if (unit + 1 >= H) value.y = 0.0f;
       if (b < item.here.rows) publish(y + int64_t(item.here.row + b) * stride + unit, value);
     }
-    item.advance(walk, groups, first);
+    item.advance(sequences, groups, first);
   }
 }
 

@@ -12,8 +12,8 @@ namespace cuda {
 // The other matrices are dense, with any alignment.
 //
 // `fault` is one word that the device can write and the host can read at any time (pinned memory). A block that waits
-// in vain for another's result sets it to the number of the step, from 1 in the order of the walk. The results then
-// contain NaN. The kernels never clear it.
+// in vain for another's result sets it to the number of the step, from 1 in the order in which steps are taken. The
+// results then contain NaN. The kernels never clear it.
 struct Exchange {
   int64_t R;       // rows of the exchanged matrix
   int64_t stride;  // elements from row to row

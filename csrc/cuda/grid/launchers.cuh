@@ -85,13 +85,13 @@ int64_t limit() {
 template <class Product, template <class> class DirectionOf, class Args>
 int run(const Args& args, const Exchange& exchange, uintptr_t stream) {
   using T = typename Product::T;
-  const Walk& walk = args.walk;
-  const int64_t slices = slices_of<Product>(walk.H), tiles = (walk.B + kTile - 1) / kTile;
+  const Sequences& sequences = args.sequences;
+  const int64_t slices = slices_of<Product>(sequences.H), tiles = (sequences.B + kTile - 1) / kTile;
   void* y = DirectionOf<T>::exchanged(args);
-  if (exchange.fault == nullptr || exchange.stride != stride_of<Product>(walk.H) ||
+  if (exchange.fault == nullptr || exchange.stride != stride_of<Product>(sequences.H) ||
       reinterpret_cast<uintptr_t>(y) % 16 != 0 || reinterpret_cast<uintptr_t>(DirectionOf<T>::start(args)) % 16 != 0)
     return kUnsupported;
-  if (walk.T > INT32_MAX / 2 || walk.B > INT32_MAX / 2 || exchange.R > INT32_MAX) return kTooManyRows;
+  if (sequences.T > INT32_MAX / 2 || sequences.B > INT32_MAX / 2 || exchange.R > INT32_MAX) return kTooManyRows;
   const int64_t blocks = resident<Product, DirectionOf>();
   if (blocks < 0) return int(-blocks);
   if (blocks < slices) return kNotResident;
@@ -101,12 +101,13 @@ int run(const Args& args, const Exchange& exchange, uintptr_t stream) {
                                             reinterpret_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cudaGetLastError(), error;
   return launch(recur<Product, DirectionOf>, slices * groups, 32 * Product::kWarps, sizeof(Shared<Product>), stream,
-                Grid::kCooperative, KernelArgs<Args>{args, exchange, Team{int(slices), int(groups), kPatience}});
+                LaunchMode::kCooperative,
+                KernelArgs<Args>{args, exchange, BlockLayout{int(slices), int(groups), kPatience}});
 }
 
 template <class S, template <class> class DirectionOf, class Args>
 int run_sized(const Args& args, const Exchange& exchange, uintptr_t stream) {
-  const int64_t H = args.walk.H;
+  const int64_t H = args.sequences.H;
   if (H <= capacity<typename S::Small>()) return run<typename S::Small, DirectionOf>(args, exchange, stream);
   if (H <= capacity<typename S::Medium>()) return run<typename S::Medium, DirectionOf>(args, exchange, stream);
   if (H <= capacity<typename S::Large>()) return run<typename S::Large, DirectionOf>(args, exchange, stream);
@@ -116,7 +117,7 @@ int run_sized(const Args& args, const Exchange& exchange, uintptr_t stream) {
 // The launcher of one direction.
 template <template <class> class DirectionOf, class Args>
 int dispatch(const Args& args, const Exchange& exchange, uintptr_t stream) {
-  if (args.walk.T == 0 || args.walk.B == 0) return kUnsupported;
+  if (args.sequences.T == 0 || args.sequences.B == 0) return kUnsupported;
   switch (args.dtype) {
     case DType::kBFloat16:
       return run_sized<Sizes<bf16>, DirectionOf>(args, exchange, stream);

@@ -75,7 +75,7 @@ class FmaEngine {
   __device__ __forceinline__ void read(float (&values)[1], const float (&tile)[kTile][kPitch]) const {
     values[0] = tile[sequence(0)][unit(0)];
   }
-  // Stores the state of step i of the walk, given as published and in words; `row` is that of sequence `stored()`.
+  // Stores the state of the i-th step taken, given as published and in words; `row` is that of sequence `stored()`.
   __device__ __forceinline__ void store(void* matrix, uint32_t row, int i, const State&, const Words& words) const {
     ptx::store_if(window_.has(i) && uint32_t(unit(0)) < stride_, element<uint32_t>(matrix, row, stride_, unit(0)),
                   ptx::as_bits(words[0]));

@@ -80,7 +80,7 @@ class MatrixEngine16 {
       values[2 * w + 1] = upper<T>(words[w]);
     }
   }
-  // Stores the state of step i of the walk, given as published and in words; `row` is that of sequence `stored()`.
+  // Stores the state of the i-th step taken, given as published and in words; `row` is that of sequence `stored()`.
   __device__ __forceinline__ void store(void* matrix, uint32_t row, int i, const State& state, const Words&) const {
     // A lane gets kVector neighbours, of sequence g from unit kVector q on: stores of 4 bytes would keep the memory
     // unit busy longer than all else in a step.

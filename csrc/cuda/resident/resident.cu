@@ -12,10 +12,10 @@ namespace {
 
 template <class Engine, template <class> class Act>
 int start(const ResidentArgs<ForwardArgs>& all, uintptr_t stream) {
-  const Walk& walk = all.args.walk;
-  return launch(walk.offsets ? resident_forward<Engine, Act, true> : resident_forward<Engine, Act, false>,
-                (walk.B + Engine::kTile - 1) / Engine::kTile, Engine::kThreads, sizeof(ForwardShared<Engine>), stream,
-                Grid::kIndependent, all);
+  const Sequences& sequences = all.args.sequences;
+  return launch(sequences.offsets ? resident_forward<Engine, Act, true> : resident_forward<Engine, Act, false>,
+                (sequences.B + Engine::kTile - 1) / Engine::kTile, Engine::kThreads, sizeof(ForwardShared<Engine>),
+                stream, LaunchMode::kIndependent, all);
 }
 // The activation is part of the chain of dependent instructions of a forward step, so it is a template argument. Its
 // derivative is not part of the backward step's chain, and is chosen at run time.
@@ -25,10 +25,10 @@ int start(const ResidentArgs<ForwardArgs>& all, uintptr_t stream) {
 }
 template <class Engine>
 int start(const ResidentArgs<BackwardArgs>& all, uintptr_t stream) {
-  const Walk& walk = all.args.walk;
-  return launch(walk.offsets ? resident_backward<Engine, true> : resident_backward<Engine, false>,
-                (walk.B + Engine::kTile - 1) / Engine::kTile, Engine::kThreads, sizeof(BackwardShared<Engine>), stream,
-                Grid::kIndependent, all);
+  const Sequences& sequences = all.args.sequences;
+  return launch(sequences.offsets ? resident_backward<Engine, true> : resident_backward<Engine, false>,
+                (sequences.B + Engine::kTile - 1) / Engine::kTile, Engine::kThreads, sizeof(BackwardShared<Engine>),
+                stream, LaunchMode::kIndependent, all);
 }
 
 // Starts the narrowest engine that holds H. Up to 64 a warp has one block of 16 rows of W, beyond that two: with one,
@@ -36,7 +36,7 @@ int start(const ResidentArgs<BackwardArgs>& all, uintptr_t stream) {
 // 134 us that way instead of 108.
 template <class T, class Args>
 int start_16(const Args& all, uintptr_t stream) {
-  const int64_t H = all.args.walk.H;
+  const int64_t H = all.args.sequences.H;
   if (H <= 32) return start<MatrixEngine16<T, 32, 2>>(all, stream);
   if (H <= 64) return start<MatrixEngine16<T, 64, 4>>(all, stream);
   if (H <= 128) return start<MatrixEngine16<T, 128, 4>>(all, stream);
@@ -56,8 +56,8 @@ constexpr int64_t kSharedOf256 = std::max(sizeof(BackwardShared<OneOf256>), size
 // an H100, 0.25 us rather than 0.18 at H = 64, 0.45 rather than 0.23 at H = 128.
 template <class Args>
 int start_fma(const Args& all, uintptr_t stream) {
-  const int64_t H = all.args.walk.H;
-  const bool two = all.args.walk.B > rnnfast_cuda_current_device().multiprocessors;
+  const int64_t H = all.args.sequences.H;
+  const bool two = all.args.sequences.B > rnnfast_cuda_current_device().multiprocessors;
   if (H <= 32) return two ? start<FmaEngine<32, 2>>(all, stream) : start<FmaEngine<32, 1>>(all, stream);
   if (H <= 64) return two ? start<FmaEngine<64, 2>>(all, stream) : start<FmaEngine<64, 1>>(all, stream);
   if (H <= 128) return two ? start<FmaEngine<128, 2>>(all, stream) : start<FmaEngine<128, 1>>(all, stream);
@@ -67,12 +67,12 @@ int start_fma(const Args& all, uintptr_t stream) {
 
 template <class Args>
 int start(const Args& args, int64_t stride, uintptr_t stream) {
-  const Walk& walk = args.walk;
+  const Sequences& sequences = args.sequences;
   const int64_t vector = args.dtype == DType::kFloat32 ? 4 : 8;
-  if (walk.H > rnnfast_cuda_resident_limit(args.dtype)) return kUnsupported;
-  if (stride % vector != 0 || stride < walk.H || stride >= walk.H + vector) return kUnsupported;
+  if (sequences.H > rnnfast_cuda_resident_limit(args.dtype)) return kUnsupported;
+  if (stride % vector != 0 || stride < sequences.H || stride >= sequences.H + vector) return kUnsupported;
   // Steps are counted in int, rows in uint32_t; there are at most T * B.
-  if (walk.T > INT32_MAX / 2 || walk.B > UINT32_MAX / walk.T) return kTooManyRows;
+  if (sequences.T > INT32_MAX / 2 || sequences.B > UINT32_MAX / sequences.T) return kTooManyRows;
   const ResidentArgs<Args> all{args, uint32_t(stride)};
   switch (args.dtype) {
     case DType::kBFloat16:

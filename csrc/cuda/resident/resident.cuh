@@ -3,7 +3,7 @@
 //   forward    h_t = act(pre_t + W_hh h_{t-1})                         for every t, and h_n
 //   backward   g_t = (dout_t + W_hh^T g_{t+1}) act'(h_t),  g = dpre    for every t backwards, and dh0 = W_hh^T g_0
 //
-// Who holds what. A block has a few sequences (its tile) and walks them from their first step to their last, without
+// Who holds what. A block has a few sequences (its tile) and takes them from their first step to their last, without
 // communication with other blocks. Its threads hold all of W_hh, padded with zeros, in registers from before the first
 // step until after the last. An Engine (matrix.cuh, fma.cuh) says which part of W_hh a thread holds
 // and which elements of the tile's state [tile, H] it owns, its values.
@@ -80,22 +80,23 @@ struct BackwardShared {
 // call, so its speed does not matter.
 template <class Engine>
 __device__ __forceinline__ void gather(const Engine& engine, float (&values)[Engine::kValues], const void* matrix,
-                                       int64_t first, const Walk& walk) {
+                                       int64_t first, const Sequences& sequences) {
 #pragma unroll
   for (int v = 0; v < Engine::kValues; ++v) {
     const int64_t b = first + engine.sequence(v), unit = engine.unit(v);
-    const bool inside = b < walk.B && unit < walk.H;
-    values[v] = inside ? to_float(static_cast<const typename Engine::Element*>(matrix)[b * walk.H + unit]) : 0.0f;
+    const bool inside = b < sequences.B && unit < sequences.H;
+    values[v] = inside ? to_float(static_cast<const typename Engine::Element*>(matrix)[b * sequences.H + unit]) : 0.0f;
   }
 }
 template <class Engine>
 __device__ __forceinline__ void scatter(const Engine& engine, const float (&values)[Engine::kValues], void* matrix,
-                                        int64_t first, const Walk& walk) {
+                                        int64_t first, const Sequences& sequences) {
 #pragma unroll
   for (int v = 0; v < Engine::kValues; ++v) {
     using T = typename Engine::Element;
     const int64_t b = first + engine.sequence(v), unit = engine.unit(v);
-    if (b < walk.B && unit < walk.H) static_cast<T*>(matrix)[b * walk.H + unit] = from_float<T>(values[v]);
+    if (b < sequences.B && unit < sequences.H)
+      static_cast<T*>(matrix)[b * sequences.H + unit] = from_float<T>(values[v]);
   }
 }
 
@@ -106,8 +107,8 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
   using Ring = cuda::Ring<Engine>;
   const ForwardArgs& args = all.args;
   auto& shared = shared_memory<ForwardShared<Engine>>();
-  const Tile<kPacked> tile(args.walk, int64_t(blockIdx.x) * Engine::kTile, args.walk.reverse);
-  const Engine engine(shared.rest, args.w_hh, args.walk.H, all.stride, tile, false);
+  const Tile<kPacked> tile(args.sequences, int64_t(blockIdx.x) * Engine::kTile, args.sequences.reverse);
+  const Engine engine(shared.rest, args.w_hh, args.sequences.H, all.stride, tile, false);
 
   Copier<Engine, kPacked> copy(tile, all.stride);
   for (int i = 0; i < Ring::kAhead; ++i) {
@@ -116,7 +117,7 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
   }
   float values[Engine::kValues];
   typename Engine::Words y;
-  gather(engine, values, args.h0, tile.first, args.walk);
+  gather(engine, values, args.h0, tile.first, args.sequences);
   engine.round(y, values);
   engine.publish(shared.y[0], y);
   ptx::copy_wait<Ring::kPending>();
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
   }
   engine.store(args.out, row, tile.steps - 1, shared.y[tile.steps % 2], y);
   engine.values(values, y);
-  scatter(engine, values, args.h_n, tile.first, args.walk);
+  scatter(engine, values, args.h_n, tile.first, args.sequences);
 }
 
 template <class Engine, bool kPacked>
@@ -163,8 +164,8 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
   using Ring = cuda::Ring<Engine>;
   const BackwardArgs& args = all.args;
   auto& shared = shared_memory<BackwardShared<Engine>>();
-  const Tile<kPacked> tile(args.walk, int64_t(blockIdx.x) * Engine::kTile, !args.walk.reverse);
-  const Engine engine(shared.rest, args.w_hh, args.walk.H, all.stride, tile, true);
+  const Tile<kPacked> tile(args.sequences, int64_t(blockIdx.x) * Engine::kTile, !args.sequences.reverse);
+  const Engine engine(shared.rest, args.w_hh, args.sequences.H, all.stride, tile, true);
 
   const bool has_dout = args.dout != nullptr;
   const void* const dout = has_dout ? args.dout : args.out;  // an address, where nothing is read
@@ -182,10 +183,10 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
   ptx::sync_block();
   engine.read(values, shared.dout.at[0]);
 
-  // In a descending walk sequences begin one after the other, the tile's last and shortest as the last one. In an
-  // ascending walk all begin at once.
-  const int64_t b_last = min(tile.first + Engine::kTile, args.walk.B) - 1;
-  const int all_begun = tile.descending ? tile.steps - Tile<kPacked>::length(args.walk, b_last) : 0;
+  // In descending order of steps sequences begin one after the other, the tile's last and shortest as the last one. In
+  // ascending order all begin at once.
+  const int64_t b_last = min(tile.first + Engine::kTile, args.sequences.B) - 1;
+  const int all_begun = tile.descending ? tile.steps - Tile<kPacked>::length(args.sequences, b_last) : 0;
   Rows<kPacked> rows(tile, engine.stored());
   uint32_t row = 0;
   const auto step = [&](int i, int k) {
@@ -210,8 +211,8 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
 #pragma unroll
       for (int v = 0; v < Engine::kValues; ++v) {
         const int64_t b = tile.first + engine.sequence(v), unit = engine.unit(v);
-        const auto* last = static_cast<const typename Engine::Element*>(args.dh_n) + b * args.walk.H + unit;
-        if (engine.begins(v, i) && unit < args.walk.H) values[v] += to_float(*last);
+        const auto* last = static_cast<const typename Engine::Element*>(args.dh_n) + b * args.sequences.H + unit;
+        if (engine.begins(v, i) && unit < args.sequences.H) values[v] += to_float(*last);
       }
     }
 #pragma unroll
@@ -234,7 +235,7 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
   engine.begin(sum, values);
   engine.multiply(sum, shared.y[tile.steps % 2], shared.rest);
   engine.finish(values, sum);
-  scatter(engine, values, args.dh0, tile.first, args.walk);
+  scatter(engine, values, args.dh0, tile.first, args.sequences);
 }
 
 }  // namespace cuda

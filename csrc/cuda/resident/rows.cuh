@@ -1,4 +1,4 @@
-// The rows of a block's tile in the order of its walk, and the ring in shared memory through which they arrive.
+// The rows of a block's tile in the order of its steps, and the ring in shared memory through which they arrive.
 #pragma once
 
 #include "../contract.h"
@@ -10,27 +10,27 @@ namespace cuda {
 
 template <bool kPacked>
 struct Tile {
-  const Walk& walk;
+  const Sequences& sequences;
   int64_t first;    // the tile's first sequence, the longest
   int steps;        // its length
   bool descending;  // from the last step to the first
 
-  __device__ __forceinline__ Tile(const Walk& walk_, int64_t first_, bool descending_)
-      : walk(walk_), first(first_), steps(length(walk_, first_)), descending(descending_) {}
+  __device__ __forceinline__ Tile(const Sequences& sequences_, int64_t first_, bool descending_)
+      : sequences(sequences_), first(first_), steps(length(sequences_, first_)), descending(descending_) {}
 
-  static __device__ __forceinline__ int length(const Walk& walk, int64_t b) {
-    return int(kPacked ? cuda::length(walk, b) : b < walk.B ? walk.T : 0);
+  static __device__ __forceinline__ int length(const Sequences& sequences, int64_t b) {
+    return int(kPacked ? cuda::length(sequences, b) : b < sequences.B ? sequences.T : 0);
   }
 };
 
-// The steps of the tile's walk at which a sequence has a row: [begin, begin + length).
+// The steps of the tile at which a sequence has a row: [begin, begin + length).
 struct Window {
   int begin = 0, length = 0;
 
   Window() = default;
   template <bool kPacked>
   __device__ __forceinline__ Window(const Tile<kPacked>& tile, int sequence)
-      : length(Tile<kPacked>::length(tile.walk, tile.first + sequence)) {
+      : length(Tile<kPacked>::length(tile.sequences, tile.first + sequence)) {
     begin = kPacked && tile.descending ? tile.steps - length : 0;
   }
   __device__ __forceinline__ bool has(int i) const { return unsigned(i - begin) < unsigned(length); }
@@ -41,8 +41,8 @@ template <bool kPacked>
 class Rows {
  public:
   __device__ __forceinline__ Rows(const Tile<false>& tile, int sequence)
-      : row_(uint32_t(tile.first + sequence + (tile.descending ? (tile.steps - 1) * tile.walk.B : 0))),
-        step_(uint32_t(tile.descending ? -tile.walk.B : tile.walk.B)) {}
+      : row_(uint32_t(tile.first + sequence + (tile.descending ? (tile.steps - 1) * tile.sequences.B : 0))),
+        step_(uint32_t(tile.descending ? -tile.sequences.B : tile.sequences.B)) {}
   __device__ __forceinline__ uint32_t next() {
     const uint32_t row = row_;
     row_ += step_;
@@ -58,7 +58,7 @@ template <>
 class Rows<true> {
  public:
   __device__ __forceinline__ Rows(const Tile<true>& tile, int sequence)
-      : from_(tile.walk.offsets + (tile.descending ? tile.steps - 1 : 0)),
+      : from_(tile.sequences.offsets + (tile.descending ? tile.steps - 1 : 0)),
         steps_(tile.steps),
         descending_(tile.descending),
         sequence_(uint32_t(tile.first + sequence)),
@@ -81,7 +81,7 @@ class Rows<true> {
     return uint32_t(from_[descending_ ? -step : step]);
   }
 
-  const int64_t* from_;  // the offset of the walk's first step
+  const int64_t* from_;  // the offset of the first step taken
   int steps_;
   bool descending_;
   uint32_t sequence_, here_, coming_;
@@ -99,7 +99,7 @@ __device__ __forceinline__ const T* element(const void* matrix, uint32_t row, ui
   return element<T>(const_cast<void*>(matrix), row, stride, unit);
 }
 
-// Tiles [kTile, H] of one matrix: that of step i of the walk is in at[i % kTiles].
+// Tiles [kTile, H] of one matrix: that of the i-th step taken is in at[i % kTiles].
 template <class Engine>
 struct Ring {
   using T = typename Engine::Element;

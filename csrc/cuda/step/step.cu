@@ -19,7 +19,7 @@ int forward(const StepArgs& args, uintptr_t stream) {
                                   aligned_rows(args.h, args.H, kElement) && aligned_rows(args.w_hh, args.H, kElement)};
   return launch(step_forward<Kind, kBlocks, kTiles>,
                 ceil_divide(args.H, S::kUnits) * ceil_divide(args.B, S::kSequences), S::kThreads,
-                sizeof(typename S::Shared), stream, Grid::kIndependent, with_alignment);
+                sizeof(typename S::Shared), stream, LaunchMode::kIndependent, with_alignment);
 }
 // With few sequences as many blocks as possible share the weights. With more, a block computes more of them.
 template <class Kind>
@@ -29,7 +29,7 @@ int forward(const StepArgs& args, uintptr_t stream) {
 template <class T>
 int forward_fma(const StepArgs& args, uintptr_t stream) {
   const int64_t blocks = ceil_divide(args.H, kOutputs * kFmaWarps) * ceil_divide(args.B, kOutputs);
-  return launch(step_forward_fma<T>, blocks, 32 * kFmaWarps, 0, stream, Grid::kIndependent, args);
+  return launch(step_forward_fma<T>, blocks, 32 * kFmaWarps, 0, stream, LaunchMode::kIndependent, args);
 }
 
 // The first tile stores dpre, so there is one even if neither dx nor dh is asked for.
@@ -47,7 +47,7 @@ int backward(const StepBackwardArgs& args, uintptr_t stream) {
                                       aligned_rows(args.w_ih, args.I, kElement), h_aligned};
   return launch(step_backward<Kind, kTiles>,
                 (with_tiles.x_tiles + with_tiles.h_tiles) * ceil_divide(args.B, 8 * kTiles), 32 * kStepWarps,
-                sizeof(Partial<8 * kTiles, kBackwardUnits, kStepWarps>), stream, Grid::kIndependent, with_tiles);
+                sizeof(Partial<8 * kTiles, kBackwardUnits, kStepWarps>), stream, LaunchMode::kIndependent, with_tiles);
 }
 template <class Kind>
 int backward(const StepBackwardArgs& args, uintptr_t stream) {
@@ -57,7 +57,7 @@ template <class T>
 int backward_fma(const StepBackwardArgs& args, uintptr_t stream) {
   const StepBackwardFmaLaunch with_tiles{args, tiles_for_x(args), tiles_for_h(args)};
   return launch(step_backward_fma<T>, (with_tiles.x_tiles + with_tiles.h_tiles) * ceil_divide(args.B, kOutputs),
-                32 * kFmaWarps, sizeof(FmaBackwardShared<T>), stream, Grid::kIndependent, with_tiles);
+                32 * kFmaWarps, sizeof(FmaBackwardShared<T>), stream, LaunchMode::kIndependent, with_tiles);
 }
 
 }  // namespace
