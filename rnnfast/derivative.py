@@ -27,7 +27,7 @@ _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lam
 
 def composite(call: Call) -> tuple[Tensor, ...]:
     """``(out,)`` of a step, else ``(out, h_n)``, in differentiable operators of torch's."""
-    return _EAGER.walk_layers(call)[:2]
+    return _EAGER.forward_layers(call)[:2]
 
 
 def _higher_order(grad_out: Optional[Tensor], grad_hn: Optional[Tensor]) -> bool:

@@ -45,8 +45,8 @@ class Needs(NamedTuple):
     bias: bool = True
 
 
-class Walk(NamedTuple):
-    """The rows of every step, and the order in which the steps are taken."""
+class Sequences(NamedTuple):
+    """A batch of sequences: the rows of every step, and the order in which the steps are taken."""
 
     steps: int  # T
     batch: int  # B

@@ -38,7 +38,7 @@ def test_lists_every_kernel_when_given_none():
 def test_triton_kernel(capsys):
     needs("triton")
     out, _, status = run(
-        capsys, "triton.sequence_forward", "--arch", "80", "--dtype", "fp16", "--hidden", "64"
+        capsys, "triton.resident_forward", "--arch", "80", "--dtype", "fp16", "--hidden", "64"
     )
     assert status == 0
     for text in (
@@ -81,11 +81,11 @@ def test_cpu_kernel(capsys, kernel, dtype):
     ("arguments", "message"),
     [
         (["triton.no_such"], "there is no kernel 'triton.no_such'; these exist"),
-        (["sequence_forward"], "there is no kernel 'sequence_forward'"),
+        (["resident_forward"], "there is no kernel 'resident_forward'"),
         (["triton.step_forward", "--arch", "77"], "Triton knows no architecture 77"),
         (["triton.step_forward", "--dtype", "fp64"], "have no fp64"),
         (["triton.step_forward", "--hidden", "0"], "--hidden must be at least 1, got 0"),
-        (["triton.sequence_forward", "--hidden", "1000"], "does not fit one multiprocessor"),
+        (["triton.resident_forward", "--hidden", "1000"], "does not fit one multiprocessor"),
         (["triton.step_forward", "--dump", "hex"], "has no hex; it has"),
     ],
 )

@@ -46,33 +46,33 @@ class OnCpu(RecurrenceBackend):
         self.called("step backward", grad, out, *(tensor for tensor, is_read in read if is_read))
         return EagerBackend().step_backward(layer, out, grad, needs)
 
-    def recurrence_forward(self, pre, h0, weight_hh, nonlinearity, walk):
+    def recurrence_forward(self, pre, h0, weight_hh, nonlinearity, sequences):
         self.called("layer", pre, h0, weight_hh)
         act = torch.tanh if nonlinearity == "tanh" else torch.relu
         state, out = h0.clone(), torch.empty_like(pre)
         with torch.no_grad():
-            for rows, n in self.steps(walk):
+            for rows, n in self.steps(sequences):
                 out[rows] = state[:n] = act(pre[rows] + state[:n] @ weight_hh.t())
         return out, state
 
-    def recurrence_backward(self, grad_out, grad_hn, out, weight_hh, nonlinearity, walk):
+    def recurrence_backward(self, grad_out, grad_hn, out, weight_hh, nonlinearity, sequences):
         self.called("layer backward", grad_out, grad_hn, out, weight_hh)
         dpre = torch.empty_like(out)
         with torch.no_grad():
-            dh = out.new_zeros(walk.batch, out.shape[1]) if grad_hn is None else grad_hn.clone()
-            for rows, n in reversed(self.steps(walk)):
+            dh = out.new_zeros(sequences.batch, out.shape[1]) if grad_hn is None else grad_hn.clone()
+            for rows, n in reversed(self.steps(sequences)):
                 d = dh[:n] if grad_out is None else dh[:n] + grad_out[rows]
                 dpre[rows] = d * (1 - out[rows] ** 2 if nonlinearity == "tanh" else out[rows] > 0)
                 dh[:n] = dpre[rows] @ weight_hh
         return dpre, dh
 
-    def steps(self, walk):
+    def steps(self, sequences):
         """Of each step, in the order in which they are taken, its rows and their number."""
-        sizes = [walk.batch] * walk.steps if walk.sizes is None else walk.sizes.tolist()
-        starts = [sum(sizes[:t]) for t in range(walk.steps)]
-        assert walk.offsets is None or walk.offsets.tolist() == [*starts, sum(sizes)]
+        sizes = [sequences.batch] * sequences.steps if sequences.sizes is None else sequences.sizes.tolist()
+        starts = [sum(sizes[:t]) for t in range(sequences.steps)]
+        assert sequences.offsets is None or sequences.offsets.tolist() == [*starts, sum(sizes)]
         found = [(slice(start, start + n), n) for start, n in zip(starts, sizes, strict=True)]
-        return found[::-1] if walk.reverse else found
+        return found[::-1] if sequences.reverse else found
 
 
 @pytest.fixture

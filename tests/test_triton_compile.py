@@ -26,7 +26,7 @@ if provider.unavailable() is not None:
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 103: 227 * 1024}
 LEAST_SHARED = 99 * 1024  # of all others since 8.6
 NEWEST = max(provider.architectures())
-RESIDENT = ["sequence_forward", "sequence_backward"]
+RESIDENT = ["resident_forward", "resident_backward"]
 OTHERS = [name for name in provider.kernels() if name not in RESIDENT]
 
 each_row = pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_every_form_fits(name, row, change):
 def test_sizes_between_the_rows(hidden, dtype):
     if dtype == "fp32" and hidden > 128:
         with pytest.raises(ValueError, match="does not fit one multiprocessor"):
-            provider.inspect("sequence_forward", Options(90, dtype, hidden))
+            provider.inspect("resident_forward", Options(90, dtype, hidden))
         return
     for name in RESIDENT:
         check(name, Options(90, dtype, hidden, packed=True))
@@ -122,7 +122,7 @@ def test_kernels_of_one_step_fit(name, dtype, arch):
 def test_instructions_are_those_wanted():
     """Tensor-core products everywhere; the approximate tanh for bfloat16 and nothing else."""
     for dtype, tanh in (("bf16", True), ("fp16", False), ("fp32", False)):
-        for name in ("sequence_forward", "stepwise_forward", "step_forward"):
+        for name in ("resident_forward", "stepwise_forward", "step_forward"):
             report, _ = compiled(name, Options(90, dtype, 128))
             assert report.loop["matrix multiply"] > 0, f"{report}"
             assert ("MUFU.TANH" in report.listings["sass"]) == tanh, f"{report}"

@@ -117,9 +117,9 @@ class Backend:
             ``(out,)`` of a step, else ``(out, h_n)`` and, of several layers, ``hidden``; see `Outputs`. h_n
             is like h0.
         """
-        return tuple(result.data for result in self.walk_layers(call))  # autograd takes no views
+        return tuple(result.data for result in self.forward_layers(call))  # autograd takes no views
 
-    def walk_layers(self, call: Call) -> tuple[Tensor, ...]:
+    def forward_layers(self, call: Call) -> tuple[Tensor, ...]:
         """`forward`, in operators that torch can differentiate if `layer_forward` is."""
         network = call.network
         states, shape = _states(call, call.x), (*call.x.shape[:-1], len(network.reverse) * call.hidden_size)

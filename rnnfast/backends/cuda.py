@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.cuda import current_device
 
-from ..layer import Grads, Layer, Needs, Walk
+from ..layer import Grads, Layer, Needs, Sequences
 from ..native import DTYPES as native_dtypes
 from .base import Problem
 from .precision import products_as_cudnn, tf32, unrecorded
@@ -117,18 +117,18 @@ class CudaBackend(RecurrenceBackend):
         self._launch(kernel, layer.h0, layer.nonlinearity, sizes, tuple(sizes.values()), tensors)
 
     def recurrence_forward(
-        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, walk: Walk
+        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, sequences: Sequences
     ) -> tuple[Tensor, Tensor]:
         h_n = torch.empty_like(h0)
         if self._resident(h0):
             out = _aligned(_padded(pre, _row(pre)))
             tensors = (out, h0, _aligned(weight_hh), out, h_n)
-            self._launch_recurrence("resident_forward", h0, nonlinearity, walk, (out.shape[1],), tensors)
+            self._launch_recurrence("resident_forward", h0, nonlinearity, sequences, (out.shape[1],), tensors)
             return _narrow(out, h0.shape[1]), h_n
         out = _with_padded_rows(pre)
         exchange = (*out.shape, self._fault(h0.device))
         tensors = (pre, _aligned(_padded(h0, out.shape[1])), weight_hh, out, h_n)
-        self._launch_recurrence("grid_forward", h0, nonlinearity, walk, exchange, tensors)
+        self._launch_recurrence("grid_forward", h0, nonlinearity, sequences, exchange, tensors)
         return _narrow(out, h0.shape[1]), h_n
 
     def recurrence_backward(
@@ -138,22 +138,22 @@ class CudaBackend(RecurrenceBackend):
         out: Tensor,
         weight_hh: Tensor,
         nonlinearity: str,
-        walk: Walk,
+        sequences: Sequences,
     ) -> tuple[Tensor, Tensor]:
         hidden_size = out.shape[1]
-        dh0 = out.new_empty(walk.batch, hidden_size)
+        dh0 = out.new_empty(sequences.batch, hidden_size)
         if self._resident(dh0):
             row = _row(out)
             out = _aligned(_padded(out, row))
             grad_out = None if grad_out is None else _aligned(_padded(grad_out, row))
             dpre = torch.empty_like(out)
             tensors = (grad_out, grad_hn, out, _aligned(weight_hh), dpre, dh0)
-            self._launch_recurrence("resident_backward", dh0, nonlinearity, walk, (row,), tensors)
+            self._launch_recurrence("resident_backward", dh0, nonlinearity, sequences, (row,), tensors)
             return _narrow(dpre, hidden_size), dh0
         dpre = _with_padded_rows(out)
         exchange = (*dpre.shape, self._fault(out.device))
         tensors = (grad_out, grad_hn, out, weight_hh, dpre, dh0)
-        self._launch_recurrence("grid_backward", dh0, nonlinearity, walk, exchange, tensors)
+        self._launch_recurrence("grid_backward", dh0, nonlinearity, sequences, exchange, tensors)
         return _narrow(dpre, hidden_size), dh0
 
     def _resident(self, state: Tensor) -> bool:
@@ -165,12 +165,12 @@ class CudaBackend(RecurrenceBackend):
         kernel: str,
         state: Tensor,
         nonlinearity: str,
-        walk: Walk,
+        sequences: Sequences,
         layout: tuple[int, ...],
         tensors: tuple[Optional[Tensor], ...],
     ) -> None:
-        sizes = {"T": walk.steps, "B": walk.batch, "H": state.shape[1]}
-        arguments = (*sizes.values(), _address(walk.offsets), walk.reverse, *layout)
+        sizes = {"T": sequences.steps, "B": sequences.batch, "H": state.shape[1]}
+        arguments = (*sizes.values(), _address(sequences.offsets), sequences.reverse, *layout)
         self._launch(kernel, state, nonlinearity, sizes, arguments, tensors)
 
     def check(self) -> None:

@@ -4,7 +4,7 @@ Both directions are built from differentiable operators and neither writes in pl
 also serves as the composite that higher derivatives, `torch.func` transforms and forward-mode AD go
 through (see `rnnfast.derivative`).
 
-The walk keeps a state of all B sequences. A step with n rows replaces the first n states and no others.
+The loop keeps a state of all B sequences. A step with n rows replaces the first n states and no others.
 Sequences that have ended keep their last state, and those that have not begun (reverse direction) keep
 h0. A dense batch is the case n = B.
 """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, split_with_sizes
 from torch.nn.functional import linear
 
-from ..layer import Grads, Layer, Needs, Walk
+from ..layer import Grads, Layer, Needs, Sequences
 from .base import Backend
 from .precision import products_as_cudnn, unrecorded
 
@@ -27,7 +27,7 @@ class RecurrenceBackend(Backend):
         h0: Tensor,  # [B, H]
         weight_hh: Tensor,  # [H, H]
         nonlinearity: str,
-        walk: Walk,
+        sequences: Sequences,
     ) -> tuple[Tensor, Tensor]:  # out [R, H], h_n [B, H]
         """``h_t = act(pre_t + h_{t-1} @ W_hh.T)`` for all steps."""
         raise NotImplementedError
@@ -39,7 +39,7 @@ class RecurrenceBackend(Backend):
         out: Tensor,  # [R, H]
         weight_hh: Tensor,  # [H, H]
         nonlinearity: str,
-        walk: Walk,
+        sequences: Sequences,
     ) -> tuple[Tensor, Tensor]:  # dpre [R, H], dh0 [B, H]
         """``dpre_t = (grad_out_t + dpre_{t+1} @ W_hh) * act'(h_t)`` for all steps, walking back."""
         raise NotImplementedError
@@ -51,7 +51,7 @@ class RecurrenceBackend(Backend):
             pre = linear(x, weight_ih, bias)
         if pre.numel() == 0:
             return pre, h0.clone()
-        return self.recurrence_forward(pre, h0, weight_hh, nonlinearity, _walk(layer))
+        return self.recurrence_forward(pre, h0, weight_hh, nonlinearity, _sequences(layer))
 
     def layer_backward(
         self,
@@ -62,12 +62,12 @@ class RecurrenceBackend(Backend):
         needs: Needs,
     ) -> Grads:
         x, h0, weight_ih, weight_hh, _, _, nonlinearity, *_ = layer
-        walk = _walk(layer)
+        sequences = _sequences(layer)
         if out.numel() == 0:
             dpre, dh0 = torch.empty_like(out), torch.empty_like(h0)
         else:
             dpre, dh0 = self.recurrence_backward(
-                grad_out, grad_hn, out, weight_hh.contiguous(), nonlinearity, walk
+                grad_out, grad_hn, out, weight_hh.contiguous(), nonlinearity, sequences
             )
         with unrecorded(), products_as_cudnn(x.dtype):
             columns = dpre.t()
@@ -75,30 +75,30 @@ class RecurrenceBackend(Backend):
                 x=dpre @ weight_ih if needs.x else None,
                 h0=dh0 if needs.h0 else None,
                 weight_ih=columns @ x if needs.weight_ih else None,
-                weight_hh=_weight_hh_gradient(columns, h0, out, walk) if needs.weight_hh else None,
+                weight_hh=_weight_hh_gradient(columns, h0, out, sequences) if needs.weight_hh else None,
                 bias=dpre.sum(0) if needs.bias else None,
             )
 
 
-def _walk(layer: Layer) -> Walk:
+def _sequences(layer: Layer) -> Sequences:
     batch, batch_sizes = layer.h0.shape[0], layer.batch_sizes
     if batch_sizes is None:
-        return Walk(layer.x.shape[0] // max(1, batch), batch, None, None, layer.reverse)
+        return Sequences(layer.x.shape[0] // max(1, batch), batch, None, None, layer.reverse)
     offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)).to(layer.x.device, non_blocking=True)
-    return Walk(len(batch_sizes), batch, offsets, batch_sizes, layer.reverse)
+    return Sequences(len(batch_sizes), batch, offsets, batch_sizes, layer.reverse)
 
 
 def _weight_hh_gradient(
     dpre: Tensor,  # [H, R], a transposed matrix
     h0: Tensor,  # [B, H]
     out: Tensor,  # [R, H]
-    walk: Walk,
+    sequences: Sequences,
 ) -> Tensor:  # [H, H]
     """``dpre @ h_prev``. Densely h_prev is `out` shifted by a step: two products and no copy."""
-    if walk.sizes is not None:
-        return dpre @ torch.cat([h0, out]).index_select(0, _previous_rows(walk).to(out.device))
-    first, rest = walk.batch, out.shape[0] - walk.batch
-    if walk.reverse:
+    if sequences.sizes is not None:
+        return dpre @ torch.cat([h0, out]).index_select(0, _previous_rows(sequences).to(out.device))
+    first, rest = sequences.batch, out.shape[0] - sequences.batch
+    if sequences.reverse:
         later, started = split_with_sizes(dpre, (rest, first), 1)
         earlier = out[first:]
     else:
@@ -107,15 +107,17 @@ def _weight_hh_gradient(
     return (later @ earlier).addmm_(started, h0)
 
 
-def _previous_rows(walk: Walk) -> Tensor:  # [R]
+def _previous_rows(sequences: Sequences) -> Tensor:  # [R]
     """For every packed row the row of ``cat([h0, out])`` that holds the state it started from."""
-    sizes = walk.sizes
+    sizes = sequences.sizes
     assert sizes is not None
     starts = sizes.cumsum(0) - sizes
-    step = torch.arange(walk.steps, device=sizes.device).repeat_interleave(sizes)
+    step = torch.arange(sequences.steps, device=sizes.device).repeat_interleave(sizes)
     sequence = torch.arange(len(step), device=sizes.device) - starts[step]
-    before = step + 1 if walk.reverse else step - 1
+    before = step + 1 if sequences.reverse else step - 1
     started = torch.zeros_like(step, dtype=torch.bool)
-    inside = (before >= 0) & (before < walk.steps)
+    inside = (before >= 0) & (before < sequences.steps)
     started[inside] = sequence[inside] < sizes[before[inside]]
-    return torch.where(started, walk.batch + starts[before.clamp(0, walk.steps - 1)] + sequence, sequence)
+    return torch.where(
+        started, sequences.batch + starts[before.clamp(0, sequences.steps - 1)] + sequence, sequence
+    )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..layer import Grads, Layer, Needs, Walk
+from ..layer import Grads, Layer, Needs, Sequences
 from .base import Problem
 from .precision import products_as_cudnn, tf32
 from .recurrence import RecurrenceBackend
@@ -88,12 +88,12 @@ class TritonBackend(RecurrenceBackend):
         return grads
 
     def recurrence_forward(
-        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, walk: Walk
+        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, sequences: Sequences
     ) -> tuple[Tensor, Tensor]:
         with _on(pre):
             if _fits(pre):
-                return self._resident_forward(pre, h0, weight_hh, nonlinearity, walk)
-            return self._stepwise_forward(pre, h0, weight_hh, nonlinearity, walk)
+                return self._resident_forward(pre, h0, weight_hh, nonlinearity, sequences)
+            return self._stepwise_forward(pre, h0, weight_hh, nonlinearity, sequences)
 
     def recurrence_backward(
         self,
@@ -102,22 +102,22 @@ class TritonBackend(RecurrenceBackend):
         out: Tensor,
         weight_hh: Tensor,
         nonlinearity: str,
-        walk: Walk,
+        sequences: Sequences,
     ) -> tuple[Tensor, Tensor]:
         with _on(out):
             if _fits(out):
-                return self._resident_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, walk)
-            return self._stepwise_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, walk)
+                return self._resident_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, sequences)
+            return self._stepwise_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, sequences)
 
     def _resident_forward(
-        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, walk: Walk
+        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, sequences: Sequences
     ) -> tuple[Tensor, Tensor]:
-        from ..kernels import sequence
+        from ..kernels import resident
 
         hidden = pre.shape[1]
         out, h0, weight_hh = _wide(pre), _wide(h0), _wide(weight_hh, both=True)
         h_n = torch.empty_like(h0)
-        sequence.sequence_forward(out, h0, weight_hh, out, h_n, nonlinearity, _precision(), walk).run()
+        resident.resident_forward(out, h0, weight_hh, out, h_n, nonlinearity, _precision(), sequences).run()
         return _narrow(out, hidden), _narrow(h_n, hidden)
 
     def _resident_backward(
@@ -127,28 +127,28 @@ class TritonBackend(RecurrenceBackend):
         out: Tensor,
         weight_hh: Tensor,
         nonlinearity: str,
-        walk: Walk,
+        sequences: Sequences,
     ) -> tuple[Tensor, Tensor]:
-        from ..kernels import sequence
+        from ..kernels import resident
 
         hidden = out.shape[1]
         out, weight_hh = _wide(out), _wide(weight_hh, both=True)
         grad_out = None if grad_out is None else _wide(grad_out)
         grad_hn = None if grad_hn is None else _wide(grad_hn)
-        dpre, dh0 = torch.empty_like(out), out.new_empty(walk.batch, out.shape[1])
-        sequence.sequence_backward(
-            grad_out, grad_hn, out, weight_hh, dpre, dh0, nonlinearity, _precision(), walk
+        dpre, dh0 = torch.empty_like(out), out.new_empty(sequences.batch, out.shape[1])
+        resident.resident_backward(
+            grad_out, grad_hn, out, weight_hh, dpre, dh0, nonlinearity, _precision(), sequences
         ).run()
         return _narrow(dpre, hidden), _narrow(dh0, hidden)
 
     def _stepwise_forward(
-        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, walk: Walk
+        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, sequences: Sequences
     ) -> tuple[Tensor, Tensor]:
         from ..kernels import stepwise
 
         state, new_state = h0.clone(), torch.empty_like(h0)
         launch = stepwise.stepwise_forward(pre, state, weight_hh, pre, new_state, nonlinearity, _precision())
-        for first, count in _steps(walk, walk.reverse):
+        for first, count in _steps(sequences, sequences.reverse):
             launch.run(state=state, new_state=new_state, first=first, count=count)
             state, new_state = new_state, state
         return pre, state
@@ -160,17 +160,17 @@ class TritonBackend(RecurrenceBackend):
         out: Tensor,
         weight_hh: Tensor,
         nonlinearity: str,
-        walk: Walk,
+        sequences: Sequences,
     ) -> tuple[Tensor, Tensor]:
         from ..kernels import stepwise
 
-        dpre, last = torch.empty_like(out), out.new_zeros(walk.batch, out.shape[1])
+        dpre, last = torch.empty_like(out), out.new_zeros(sequences.batch, out.shape[1])
         new_last = torch.empty_like(last)
         launch = stepwise.stepwise_backward(
             grad_out, grad_hn, out, last, weight_hh, dpre, new_last, nonlinearity, _precision()
         )
         before = 0
-        for first, count in _steps(walk, not walk.reverse):
+        for first, count in _steps(sequences, not sequences.reverse):
             launch.run(last=last, new_last=new_last, first=first, count=count, before=before)
             last, new_last, before = new_last, last, max(before, count)
         with torch.no_grad(), products_as_cudnn(out.dtype):
@@ -207,9 +207,9 @@ def _shared_memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
 
 
-def _steps(walk: Walk, descending: bool) -> list[tuple[int, int]]:
+def _steps(sequences: Sequences, descending: bool) -> list[tuple[int, int]]:
     """First row and number of rows of every step, in the order in which the steps are taken."""
-    sizes = [walk.batch] * walk.steps if walk.sizes is None else walk.sizes.tolist()
+    sizes = [sequences.batch] * sequences.steps if sequences.sizes is None else sequences.sizes.tolist()
     steps, first = [], 0
     for size in sizes:
         steps.append((first, size))

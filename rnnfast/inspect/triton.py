@@ -12,7 +12,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..layer import Walk
+from ..layer import Sequences
 from . import floor, sass
 from .report import Options, Report
 
@@ -48,7 +48,7 @@ def inspect(name: str, options: Options) -> Report:
         (taken,) = sass.resources(file.name).values()
         (listing,) = sass.listings(file.name).values()
     code = sass.analyse(listing)
-    resident = name.startswith("sequence")
+    resident = name.startswith("resident")
     return Report(
         kernel=f"triton.{name}",
         target=f"sm_{options.arch}",
@@ -81,7 +81,7 @@ def table(arch: int) -> str:
         "--- | --- | --- | --- | --- | --- | ---",
     ]
     for size, precision, hidden in rows.RESIDENT:
-        for name in ("sequence_forward", "sequence_backward"):
+        for name in ("resident_forward", "resident_backward"):
             options = Options(arch, "bf16" if size == 2 else "fp32", hidden, tf32=precision == rows.TF32)
             report = inspect(name, options)
             label = f"{name} {'16-bit' if size == 2 else 'fp32 ' + precision} {hidden}"
@@ -109,7 +109,7 @@ def plan_launch(name: str, options: Options) -> Any:
     from ..kernels import table
 
     precision = table.TF32 if options.tf32 or options.dtype != "fp32" else table.EXACT
-    if name.startswith("sequence") and not table.resident(DTYPES[options.dtype], precision, options.hidden):
+    if name.startswith("resident") and not table.resident(DTYPES[options.dtype], precision, options.hidden):
         raise ValueError(
             f"W_hh of {options.hidden} x {options.hidden} {options.dtype} does not fit one multiprocessor;"
             " such layers run as stepwise_forward and stepwise_backward"
@@ -129,15 +129,15 @@ def _new(options: Options, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=DTYPES[options.dtype], device="meta")
 
 
-def _sizes(options: Options, multiple: int = 1) -> tuple[Tensor, Tensor, Tensor, Walk]:
-    """[R, H], [B, H], [H, H], and a walk over R rows; H rounded up to a multiple."""
+def _sizes(options: Options, multiple: int = 1) -> tuple[Tensor, Tensor, Tensor, Sequences]:
+    """[R, H], [B, H], [H, H], and the sequences of R rows; H rounded up to a multiple."""
     hidden = -(-options.hidden // multiple) * multiple
     offsets = torch.empty(STEPS + 1, dtype=torch.int64, device="meta") if options.packed else None
     return (
         _new(options, STEPS * BATCH, hidden),
         _new(options, BATCH, hidden),
         _new(options, hidden, hidden),
-        Walk(STEPS, BATCH, offsets, None, False),
+        Sequences(STEPS, BATCH, offsets, None, False),
     )
 
 
@@ -172,20 +172,22 @@ def step_backward_weight(options: Options, precision: str) -> Any:
 
 
 @_kernel("the recurrence over all steps, W_hh in shared memory")
-def sequence_forward(options: Options, precision: str) -> Any:
-    from ..kernels import sequence
+def resident_forward(options: Options, precision: str) -> Any:
+    from ..kernels import resident
 
-    rows, state, w_hh, walk = _sizes(options, 16)
-    return sequence.sequence_forward(rows, state, w_hh, rows, state, options.nonlinearity, precision, walk)
+    rows, state, w_hh, sequences = _sizes(options, 16)
+    return resident.resident_forward(
+        rows, state, w_hh, rows, state, options.nonlinearity, precision, sequences
+    )
 
 
 @_kernel("its backward: from the gradients of the outputs to those before the activations")
-def sequence_backward(options: Options, precision: str) -> Any:
-    from ..kernels import sequence
+def resident_backward(options: Options, precision: str) -> Any:
+    from ..kernels import resident
 
-    rows, state, w_hh, walk = _sizes(options, 16)
-    return sequence.sequence_backward(
-        rows, state, rows, w_hh, rows, state, options.nonlinearity, precision, walk
+    rows, state, w_hh, sequences = _sizes(options, 16)
+    return resident.resident_backward(
+        rows, state, rows, w_hh, rows, state, options.nonlinearity, precision, sequences
     )
 
 

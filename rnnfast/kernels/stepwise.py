@@ -8,9 +8,9 @@ one CUDA graph. A step takes about 20 us on an H100 (B = 16, H of 512 and 1024),
 The state of all B sequences alternates between two buffers, because a program reads all of h while others
 write theirs. Rows beyond `count` have ended or not begun; their state is copied.
 
-In the backward walk `last` holds the latest dpre of each sequence, zero before its first step. At its first
+In the backward pass `last` holds the latest dpre of each sequence, zero before its first step. At its first
 step the gradient of its final state is added (rows `before` <= b < count, where `before` is the count of the
-step taken just before). After the walk `last W_hh` is dh0.
+step taken just before). After the last step taken `last W_hh` is dh0.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from tests.stacks import make as make_stack
 
 assert INTERPRETED, "set TRITON_INTERPRET=1: " + __doc__
 
-from rnnfast.kernels import activation, launch, sequence, step, stepwise, table  # noqa: E402
+from rnnfast.kernels import activation, launch, resident, step, stepwise, table  # noqa: E402
 
 DTYPES = [torch.float32, torch.float16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
@@ -35,8 +35,7 @@ def way(request, monkeypatch):
     run = launch.Launch.run
     monkeypatch.setattr(launch.Launch, "run", lambda self, **k: ran.append(self.name) or run(self, **k))
     yield request.param
-    prefix = "sequence" if request.param == "resident" else "stepwise"
-    assert {f"{prefix}_forward", f"{prefix}_backward"} <= set(ran), ran
+    assert {f"{request.param}_forward", f"{request.param}_backward"} <= set(ran), ran
 
 
 @pytest.mark.parametrize("shape", SMALL, ids=str)
@@ -296,7 +295,7 @@ def test_tiles_do_not_depend_on_the_batch():
     for batch in (1, 17, 300):
         state = torch.empty(batch, 64, device="meta")
         weight = torch.empty(64, 64, device="meta")
-        walk = sequence.Walk(1, batch, None, None, False)
-        made = sequence.sequence_forward(state, state, weight, state, state, "tanh", "tf32", walk)
+        sequences = resident.Sequences(1, batch, None, None, False)
+        made = resident.resident_forward(state, state, weight, state, state, "tanh", "tf32", sequences)
         rows[batch] = (made.constants, made.warps)
     assert rows[1] == rows[17] == rows[300]

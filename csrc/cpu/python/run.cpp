@@ -39,7 +39,7 @@ bool runs_here(const Call* call) {
   return false;
 }
 
-// Which layers have to be walked: those with a wanted gradient in them or below.
+// The lowest layer that a backward pass computes: the lowest with a wanted gradient, or the number of layers.
 int lowest_layer(const Network& net, const std::vector<bool>& needs) {
   if (needs[0]) return 0;
   for (int layer = 0; layer < net.layers; ++layer)

@@ -1,4 +1,4 @@
-"""The whole recurrence in one kernel: one program per tile of BLOCK_B sequences walks all T steps.
+"""The whole recurrence in one kernel: one program per tile of BLOCK_B sequences takes all T steps.
 
     forward    h_t = act(pre_t + h_{t-1} W_hh^T)
     backward   dpre_t = (dout_t + carry_t) act'(h_t);  carry_{t-1} = dpre_t W_hh
@@ -18,7 +18,7 @@ Floor per step: the matrix instructions, BLOCK_H^2 / 128 of them in 16 bits, on 
 warp from shared memory at 128 bytes a cycle, whichever is longer; plus the latency of the chain product ->
 activation -> shared memory -> product and of its barriers, six (backward: eight), which the compiler places:
 a pair for h, and a pair for each of pre and out (backward: dout, h, dpre) to change between the layouts of
-memory and of the product. `python -m rnnfast.inspect triton.sequence_forward` prints it.
+memory and of the product. `python -m rnnfast.inspect triton.resident_forward` prints it.
 
 Limits: W_hh stays in one program up to H = 256 in 16 bits and H = 128 in float32. Larger layers run as
 `stepwise`, a launch a step. Measured on an H100 in bfloat16 at B = 16, T = 512, call included: 0.33, 0.49 and
@@ -34,7 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layer import Walk
+from ..layer import Sequences
 from . import table
 from .activation import activate, activation_backward, form_of
 from .launch import Launch, cover
@@ -45,7 +45,7 @@ def _resident(w_hh, row, col, H, KEEP: tl.constexpr):
     """W_hh or its transpose [BLOCK_H, BLOCK_H], the operand of all steps, in registers or in shared memory.
 
     By itself Triton (3.6 to 3.9) reads the operand from shared memory again in every step, for two reasons.
-    It moves the read into the loop if that is its only use; the walks below therefore have one product
+    It moves the read into the loop if that is its only use; the kernels below therefore have one product
     outside the loop as well. It keeps the result of a load in shared memory; the operand is therefore the
     result of a select, which also masks the load. Effect at H = 256 in bfloat16, compiled for sm_90: 18
     shared loads a step and warp instead of 34, and a floor of 0.92 us instead of 1.50.
@@ -73,7 +73,7 @@ def _rows_of(i, offsets, T, B, PACKED: tl.constexpr, DESCENDING: tl.constexpr):
 
 
 @triton.jit
-def sequence_forward_kernel(
+def resident_forward_kernel(
     pre,  # [R, H]
     h0,  # [B, H]
     w_hh,  # [H, H]
@@ -123,7 +123,7 @@ def sequence_forward_kernel(
 
 
 @triton.jit
-def sequence_backward_kernel(
+def resident_backward_kernel(
     dout,  # [R, H], or None for zeros
     dh_n,  # [B, H], or None for zeros
     out,  # [R, H]
@@ -187,7 +187,7 @@ def sequence_backward_kernel(
     tl.store(dh0 + start + at, carry.to(dh0.dtype.element_ty), mask=everyone)
 
 
-def sequence_forward(
+def resident_forward(
     pre: Tensor,  # [R, H]
     h0: Tensor,  # [B, H]
     weight_hh: Tensor,  # [H, H]
@@ -195,30 +195,30 @@ def sequence_forward(
     h_n: Tensor,  # [B, H]
     nonlinearity: str,
     precision: str,
-    walk: Walk,
+    sequences: Sequences,
 ) -> Launch:
     block, row = _row(pre.dtype, precision, pre.shape[1])
     return Launch(
-        sequence_forward_kernel,
-        (cover(walk.batch, row.rows),),
+        resident_forward_kernel,
+        (cover(sequences.batch, row.rows),),
         {
             "pre": pre,
             "h0": h0,
             "w_hh": weight_hh,
             "out": out,
             "h_n": h_n,
-            "offsets": walk.offsets,
-            "T": walk.steps,
-            "B": walk.batch,
+            "offsets": sequences.offsets,
+            "T": sequences.steps,
+            "B": sequences.batch,
             "H": pre.shape[1],
         },
-        _constants(walk, form_of(nonlinearity, pre.dtype), precision, block, row),
+        _constants(sequences, form_of(nonlinearity, pre.dtype), precision, block, row),
         row.warps,
         stages=1,
     )
 
 
-def sequence_backward(
+def resident_backward(
     grad_out: Optional[Tensor],  # [R, H]
     grad_hn: Optional[Tensor],  # [B, H]
     out: Tensor,  # [R, H]
@@ -227,12 +227,12 @@ def sequence_backward(
     dh0: Tensor,  # [B, H]
     nonlinearity: str,
     precision: str,
-    walk: Walk,
+    sequences: Sequences,
 ) -> Launch:
     block, row = _row(out.dtype, precision, out.shape[1])
     return Launch(
-        sequence_backward_kernel,
-        (cover(walk.batch, row.rows),),
+        resident_backward_kernel,
+        (cover(sequences.batch, row.rows),),
         {
             "dout": grad_out,
             "dh_n": grad_hn,
@@ -240,12 +240,12 @@ def sequence_backward(
             "w_hh": weight_hh,
             "dpre": dpre,
             "dh0": dh0,
-            "offsets": walk.offsets,
-            "T": walk.steps,
-            "B": walk.batch,
+            "offsets": sequences.offsets,
+            "T": sequences.steps,
+            "B": sequences.batch,
             "H": out.shape[1],
         },
-        _constants(walk, nonlinearity, precision, block, row),
+        _constants(sequences, nonlinearity, precision, block, row),
         row.backward_warps,
         stages=1,
     )
@@ -258,11 +258,11 @@ def _row(dtype: torch.dtype, precision: str, hidden: int) -> tuple[int, table.Re
 
 
 def _constants(
-    walk: Walk, activation: str, precision: str, block: int, row: table.Resident
+    sequences: Sequences, activation: str, precision: str, block: int, row: table.Resident
 ) -> dict[str, Any]:
     return {
-        "PACKED": walk.offsets is not None,
-        "REVERSE": walk.reverse,
+        "PACKED": sequences.offsets is not None,
+        "REVERSE": sequences.reverse,
         "ACTIVATION": activation,
         "PRECISION": precision,
         "KEEP": row.keep,
