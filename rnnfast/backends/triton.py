@@ -66,7 +66,7 @@ class TritonBackend(RecurrenceBackend):
         return out
 
     def step_backward(self, layer: Layer, out: Tensor, grad: Optional[Tensor], needs: Needs) -> Grads:
-        from ..kernels import step
+        from ..kernels import step_backward
 
         x, h, weight_ih, weight_hh, *_ = layer
         (batch, inputs), hidden = x.shape, h.shape[1]
@@ -83,7 +83,7 @@ class TritonBackend(RecurrenceBackend):
             grad = torch.zeros_like(out) if grad is None else grad
             tensors = (grad, x, h, weight_ih, weight_hh, out)
             with _on(out):
-                for launch in step.step_backward(*tensors, layer.nonlinearity, _precision(), grads):
+                for launch in step_backward.step_backward(*tensors, layer.nonlinearity, _precision(), grads):
                     launch.run()
         return grads
 

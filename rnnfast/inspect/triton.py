@@ -153,20 +153,22 @@ def step_forward(options: Options, precision: str) -> Any:
 
 @_kernel("one step backward: dx and dh, from the gradient of the output")
 def step_backward_input(options: Options, precision: str) -> Any:
-    from ..kernels import step
+    from ..kernels import step_backward
 
     _, state, w_hh, _ = _sizes(options)
     x, w_ih = _new(options, BATCH, INPUTS), _new(options, options.hidden, INPUTS)
-    return step.step_backward_input(state, state, w_ih, w_hh, x, state, options.nonlinearity, precision)
+    return step_backward.step_backward_input(
+        state, state, w_ih, w_hh, x, state, options.nonlinearity, precision
+    )
 
 
 @_kernel("one step backward: the gradients of the weights and biases")
 def step_backward_weight(options: Options, precision: str) -> Any:
-    from ..kernels import step
+    from ..kernels import step_backward
 
     _, state, w_hh, _ = _sizes(options)
     x, w_ih = _new(options, BATCH, INPUTS), _new(options, options.hidden, INPUTS)
-    return step.step_backward_weight(
+    return step_backward.step_backward_weight(
         state, state, x, state, w_ih, w_hh, w_hh[0], options.nonlinearity, precision
     )
 

@@ -15,7 +15,7 @@ from tests.stacks import make as make_stack
 
 assert INTERPRETED, "set TRITON_INTERPRET=1: " + __doc__
 
-from rnnfast.kernels import activation, launch, resident, step, stepwise, table  # noqa: E402
+from rnnfast.kernels import activation, launch, resident, step, step_backward, stepwise, table  # noqa: E402
 
 DTYPES = [torch.float32, torch.float16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
@@ -114,9 +114,9 @@ def test_step_takes_strides():
     check("output", actual, out[0], case.tolerance())
     x, h, w_ih, w_hh = strided
     dx, dh = torch.empty(batch, inputs), torch.empty(batch, hidden)
-    step.step_backward_input(grad, actual, w_ih, w_hh, dx, dh, "tanh", table.TF32).run()
+    step_backward.step_backward_input(grad, actual, w_ih, w_hh, dx, dh, "tanh", table.TF32).run()
     dw_ih, dw_hh, db = torch.empty(hidden, inputs), torch.empty(hidden, hidden), torch.empty(hidden)
-    step.step_backward_weight(grad, actual, x, h, dw_ih, dw_hh, db, "tanh", table.TF32).run()
+    step_backward.step_backward_weight(grad, actual, x, h, dw_ih, dw_hh, db, "tanh", table.TF32).run()
     for name, a, e in zip(NAMES, [dx[None], dh, dw_ih, dw_hh, db, db], grads, strict=True):
         check(f"gradient of {name}", a, e, case.tolerance())
 
