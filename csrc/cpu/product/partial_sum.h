@@ -196,7 +196,7 @@ void add_products(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2],
     const int64_t count = rows.end - begin < chunk ? rows.end - begin : chunk;
     prefetch_until(begin + count);
     a_prefetch.request_rest();
-    for (auto\& cursor : b_prefetch) cursor.request_rest();
+    for (auto& cursor : b_prefetch) cursor.request_rest();
     if (tile_products > 0)
       for (int64_t t = 0; t < tiles.count; ++t)
         pack_tile(a + begin * M + tiles[t].begin, a + R * M, M, count, int(tiles[t].size()),
