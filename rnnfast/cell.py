@@ -83,8 +83,9 @@ class RNNCell(Interchangeable, TorchRNNCell):
             networks = _WITHOUT
         else:
             weights, networks = (weight_ih, weight_hh, bias_ih, bias_hh), _WITH_BIASES
-        if undisturbed() and nonlinearity in networks and (hx is not None or self._zeros_fit(weight_hh)):
-            call = read(networks[nonlinearity], input, hx, weights, None)
+        network = networks.get(nonlinearity)
+        if network is not None and undisturbed() and (hx is not None or self._zeros_fit(weight_hh)):
+            call = read(network, input, hx, weights, None)
             if call is not None:
                 return run(call, backend)[0]
         if isinstance(input, torch.fx.Proxy):

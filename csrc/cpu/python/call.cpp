@@ -52,7 +52,6 @@ void release(PyObject* self) {
   Call* call = reinterpret_cast<Call*>(self);
   for (PyObject* object : {call->network, call->x, call->h0, call->weights, call->batch_sizes, call->problem})
     Py_XDECREF(object);
-  free(call->pointers);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
@@ -60,10 +59,10 @@ void release(PyObject* self) {
 
 // A Call of `network` without tensors, whose fields are those of `other`, if there is one. Null without memory.
 Call* new_call(PyObject* network, const Network& net, const Call* other) {
-  Call* call = reinterpret_cast<Call*>(call_type->tp_alloc(call_type, 0));
+  Call* call = reinterpret_cast<Call*>(call_type->tp_alloc(call_type, net.count() * net.per));
   if (!call) return nullptr;
   if (other) {
-    const PyObject head = call->ob_base;
+    const PyVarObject head = call->ob_base;
     *call = *other;
     call->ob_base = head;
   }
@@ -73,11 +72,7 @@ Call* new_call(PyObject* network, const Network& net, const Call* other) {
   call->problem = other ? Py_NewRef(other->problem) : nullptr;
   call->x_data = call->h0_data = nullptr;
   call->sizes = nullptr;
-  call->pointers = static_cast<const void**>(calloc(size_t(net.count()) * net.per, sizeof(void*)));
-  if (call->pointers) return call;
-  Py_DECREF(reinterpret_cast<PyObject*>(call));
-  PyErr_NoMemory();
-  return nullptr;
+  return call;
 }
 
 // Derives sizes and shapes from x. Returns false if x doesn't fit.
@@ -171,7 +166,7 @@ PyObject* read(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (!torch.viewer.look(PyTuple_GET_ITEM(args[3], i), &weight) || !weight.goes_with(x) ||
         !call->weight_shape(i).is_of(weight))
       return no_call();
-    call->pointers[i] = weight.data;
+    call->pointers()[i] = weight.data;
   }
   if (args[2] != Py_None) {
     if (!torch.viewer.look(args[2], &h0) || !h0.goes_with(x) || !call->h0_shape.is_of(h0)) return no_call();
@@ -225,7 +220,7 @@ PyObject* having(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   for (int i = 0; i < net.count() * net.per; ++i) {
     Owned weight = take("a weight", PyTuple_GET_ITEM(args[2], i), call->weight_shape(i));
     if (!weight) return nullptr;
-    call->pointers[i] = view.data;
+    call->pointers()[i] = view.data;
     PyTuple_SET_ITEM(weights.get(), i, weight.release());
   }
   set(&call->weights, weights.get());
@@ -292,8 +287,8 @@ PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(release)},
                        {Py_tp_members, members},
                        {Py_tp_methods, methods},
                        {0, nullptr}};
-PyType_Spec spec = {"rnnfast._cpu.Call", sizeof(Call), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                    slots};
+PyType_Spec spec = {"rnnfast._cpu.Call", sizeof(Call), sizeof(void*),
+                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
 
 }  // namespace
 

@@ -51,7 +51,7 @@ struct Network {
 };
 
 struct Call {
-  PyObject_HEAD PyObject *network, *x, *h0, *weights, *batch_sizes;  // or None
+  PyObject_VAR_HEAD PyObject *network, *x, *h0, *weights, *batch_sizes;  // or None
   PyObject* problem;                                                 // the fields of base.Problem that a call has
   long long steps, batch, rows, input_size, hidden_size;
   Network net;
@@ -61,8 +61,9 @@ struct Call {
   bool packed;
   const int64_t* sizes;  // [T], or null
   const char *x_data, *h0_data;
-  const void** pointers;  // [L * D * per], null where a weight is None
 
+  // [L * D * per], null where a weight is None; they follow the fields.
+  const void** pointers() const { return reinterpret_cast<const void**>(const_cast<Call*>(this) + 1); }
   int width() const { return net.directions * int(hidden_size); }
   Shape out_shape() const { return x_shape.ending(width()); }
   Shape weight_shape(int i) const {
@@ -72,7 +73,7 @@ struct Call {
   }
   Stack stack() const {
     return {like.dtype, net.activation, steps,       batch,        input_size, hidden_size, sizes,
-            net.layers, net.directions, net.reverse, net.per == 4, x_data,     h0_data,     pointers};
+            net.layers, net.directions, net.reverse, net.per == 4, x_data,     h0_data,     pointers()};
   }
 };
 
