@@ -145,8 +145,8 @@ __global__ void l2_ping_pong(const Args args) {
   watch.stop(args, value, failed);
 }
 
-// All of the state of a tile of 8 sequences from everybody to everybody: what a step of csrc/cuda/grid/grid.cuh would take
-// if nothing had to be computed. Each block stores 512 bytes and awaits `blocks` times 512, shared by 8 warps.
+// All of the state of a tile of 8 sequences from everybody to everybody: what a step of csrc/cuda/grid/grid.cuh would
+// take if nothing had to be computed. Each block stores 512 bytes and awaits `blocks` times 512, shared by 8 warps.
 __global__ void __launch_bounds__(256) exchange(const Args args) {
   const int words = 128 * args.blocks, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   bool failed = false;

@@ -83,6 +83,20 @@ DIFFERENCES = [
             bool(p.touched) and ours.error is None and "modified by an inplace operation" in _text(theirs)
         ),
     ),
+    Difference(
+        "torch fails where a view has been changed in place that its backward pass would read or make",
+        lambda p, theirs, ours: (
+            bool(p.touched)
+            and ours.error is None
+            and any(text in _text(theirs) for text in ("INTERNAL ASSERT FAILED", "has been modified inplace"))
+        ),
+    ),
+    Difference(
+        "a list of weights with something else in it is refused by the dispatcher of torch",
+        lambda p, theirs, ours: (
+            "Expected a value of type 'List[Tensor]' for argument 'weights'" in _text(ours)
+        ),
+    ),
 ]
 
 

@@ -52,7 +52,7 @@ struct Network {
 
 struct Call {
   PyObject_VAR_HEAD PyObject *network, *x, *h0, *weights, *batch_sizes;  // or None
-  PyObject* problem;                                                 // the fields of base.Problem that a call has
+  PyObject* problem;                                                     // the fields of base.Problem that a call has
   long long steps, batch, rows, input_size, hidden_size;
   Network net;
   View like;       // dtype and device of all tensors
