@@ -99,7 +99,7 @@ import tests.sanitize.plugin
 from rnnfast.backends.cpu import native
 x, out = torch.ones(64 * 64), torch.empty(1)
 h_n = torch.empty(64)
-native.recurrence(0, 0, 1, 1, 64, 0, False, *[t.data_ptr() for t in (x, x, out, h_n)], 1)
+native.recurrence(0, 0, 1, 1, 64, *[t.data_ptr() for t in (x, x, out, h_n)], 1)
 """
 
 
