@@ -52,9 +52,11 @@ class CpuBackend(Backend):
         return given.forward(stepwise, get_num_threads())
 
     def backward(self, call: Call, outputs: Outputs, needs: tuple[bool, ...]) -> tuple[Optional[Tensor], ...]:
-        out, hidden, grad_out, grad_hn, _ = outputs
+        out, hidden, grad_out, grad_hn, _, inner, grad_inner = outputs
         given: Any = call if type(call) is _Read else _native(call, out)
-        return given.backward(out, hidden, grad_out, grad_hn, needs, get_num_threads())
+        return given.backward(
+            out, hidden, grad_out, grad_hn, inner, grad_inner, needs, get_num_threads()
+        )
 
     def recurrence_forward(
         self,
@@ -96,7 +98,7 @@ def _native(call: Call, like: Optional[Tensor] = None) -> Any:
     )
     if call.h0 is None and call.network.module:
         h0 = None  # zeros
-    found = read(call.network, x, h0, tuple(weights), call.batch_sizes)
+    found = read(call.network, x, h0, tuple(weights), call.batch_sizes, call.resets)
     if found is None:
         raise RuntimeError("the CPU kernels take dense tensors of torch's own types; these are not")
     return found
