@@ -44,7 +44,7 @@ class CpuBackend(Backend):
             return f"it runs on the CPU, the tensors are on {problem.device}"
         if problem.dtype not in NAMES:
             return f"dtype {problem.dtype} is not one of float64, float32, bfloat16, float16"
-        return None
+        return f"it has no kernel with {problem.extras}" if problem.extras else None
 
     def forward(self, call: Call) -> tuple[Tensor, ...]:
         stepwise = 0 if are_deterministic_algorithms_enabled() else STEPWISE
@@ -52,7 +52,7 @@ class CpuBackend(Backend):
         return given.forward(stepwise, get_num_threads())
 
     def backward(self, call: Call, outputs: Outputs, needs: tuple[bool, ...]) -> tuple[Optional[Tensor], ...]:
-        out, hidden, grad_out, grad_hn, _ = outputs
+        out, hidden, grad_out, grad_hn, *_ = outputs
         given: Any = call if type(call) is _Read else _native(call, out)
         return given.backward(out, hidden, grad_out, grad_hn, needs, get_num_threads())
 
@@ -96,7 +96,7 @@ def _native(call: Call, like: Optional[Tensor] = None) -> Any:
     )
     if call.h0 is None and call.network.module:
         h0 = None  # zeros
-    found = read(call.network, x, h0, tuple(weights), call.batch_sizes)
+    found = read(call.network, x, h0, tuple(weights), call.batch_sizes, call.resets)
     if found is None:
         raise RuntimeError("the CPU kernels take dense tensors of torch's own types; these are not")
     return found

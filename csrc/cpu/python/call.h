@@ -26,9 +26,9 @@ struct Network {
 
   int count() const { return layers * directions; }
 
-  // Returns false if the fields are not what they should be.
+  // Returns false if the fields are not what they should be, or of a cell that there are no kernels for.
   bool read(PyObject* fields) {
-    if (!PyTuple_Check(fields) || PyTuple_GET_SIZE(fields) != 9) return false;
+    if (!PyTuple_Check(fields) || PyTuple_GET_SIZE(fields) != 12) return false;
     const auto item = [&](int i) { return PyTuple_GET_ITEM(fields, i); };
     if (!PyUnicode_Check(item(0)) || !PyTuple_Check(item(2))) return false;
     const bool tanh = PyUnicode_CompareWithASCIIString(item(0), "tanh") == 0;
@@ -46,13 +46,15 @@ struct Network {
     batch_first = item(6) == Py_True;
     input_size = item(7) == Py_None ? -1 : PyLong_AsLongLong(item(7));
     hidden_size = item(8) == Py_None ? -1 : PyLong_AsLongLong(item(8));
+    if (!PyUnicode_Check(item(9)) || PyUnicode_CompareWithASCIIString(item(9), "elman") != 0) return false;
+    if (item(10) != Py_False || item(11) != Py_False) return false;  // noise, resets
     return !PyErr_Occurred() && (!step || count() == 1);
   }
 };
 
 struct Call {
-  PyObject_VAR_HEAD PyObject *network, *x, *h0, *weights, *batch_sizes;  // or None
-  PyObject* problem;                                                     // the fields of base.Problem that a call has
+  PyObject_VAR_HEAD PyObject *network, *x, *h0, *weights, *batch_sizes, *resets;  // or None
+  PyObject* problem;  // the fields of base.Problem that a call has
   long long steps, batch, rows, input_size, hidden_size;
   Network net;
   View like;       // dtype and device of all tensors
