@@ -54,9 +54,7 @@ class CpuBackend(Backend):
     def backward(self, call: Call, outputs: Outputs, needs: tuple[bool, ...]) -> tuple[Optional[Tensor], ...]:
         out, hidden, grad_out, grad_hn, _, inner, grad_inner = outputs
         given: Any = call if type(call) is _Read else _native(call, out)
-        return given.backward(
-            out, hidden, grad_out, grad_hn, inner, grad_inner, needs, get_num_threads()
-        )
+        return given.backward(out, hidden, grad_out, grad_hn, inner, grad_inner, needs, get_num_threads())
 
     def recurrence_forward(
         self,

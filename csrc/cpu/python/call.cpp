@@ -126,12 +126,13 @@ bool are_batch_sizes(const int64_t* sizes, int64_t steps, int64_t rows) {
   return steps > 0 && sum == rows;
 }
 
-// (kind, device, dtype, I, H, B, T, packed, layers, directions): how rnnfast/dispatch.py knows a call.
+// (kind, device, dtype, I, H, B, T, packed, layers, directions, nonlinearity, cell, noise, resets): how
+// rnnfast/dispatch.py knows a call.
 PyObject* problem_of(const Call* call) {
   const Owned where(call->like.on_cpu() ? Py_NewRef(cpu) : PyObject_GetAttr(call->x, device));
   if (!where) return nullptr;
   const long long numbers[] = {call->input_size, call->hidden_size, call->batch, call->steps};
-  Owned problem(PyTuple_New(10));
+  Owned problem(PyTuple_New(14));
   if (!problem) return nullptr;
   PyTuple_SET_ITEM(problem.get(), 0, Py_NewRef(call->net.step ? kind_step : kind_sequence));
   PyTuple_SET_ITEM(problem.get(), 1, Py_NewRef(where.get()));
@@ -140,6 +141,10 @@ PyObject* problem_of(const Call* call) {
   PyTuple_SET_ITEM(problem.get(), 7, Py_NewRef(call->packed ? Py_True : Py_False));
   PyTuple_SET_ITEM(problem.get(), 8, PyLong_FromLong(call->net.layers));
   PyTuple_SET_ITEM(problem.get(), 9, PyLong_FromLong(call->net.directions));
+  for (int i = 0; i < 4; ++i) {
+    const int field = i == 0 ? 0 : 8 + i;
+    PyTuple_SET_ITEM(problem.get(), 10 + i, Py_NewRef(PyTuple_GET_ITEM(call->network, field)));
+  }
   return problem.release();
 }
 
