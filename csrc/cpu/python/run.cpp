@@ -85,19 +85,20 @@ PyObject* forward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   return results;
 }
 
-// (out, hidden or None, grad_out or None, grad_hn or None, inner or None, grad_inner or None, needs, threads) -> the
+// (out, hidden or None, grad_out or None, grad_hn or None, needs, threads, inner=None, grad_inner=None) -> the
 // gradients of x, h0 and the weights, each None if `needs`, a tuple of bools, says so. Gradients from autograd may have
 // any layout; that of a sum is expanded from a single number.
 PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
-  if (n != 8) return PyErr_Format(PyExc_TypeError, "8 arguments, got %zd", n);
+  if (n != 6 && n != 8) return PyErr_Format(PyExc_TypeError, "6 or 8 arguments, got %zd", n);
+  PyObject *const given_inner = n == 8 ? args[6] : Py_None, *const given_grad_inner = n == 8 ? args[7] : Py_None;
   const Call* call = reinterpret_cast<Call*>(self);
   const Network& net = call->net;
   const int count = net.count() * net.per;
   if (!runs_here(call)) return nullptr;
-  if (!PyTuple_Check(args[6]) || PyTuple_GET_SIZE(args[6]) != 2 + count)
+  if (!PyTuple_Check(args[4]) || PyTuple_GET_SIZE(args[4]) != 2 + count)
     return PyErr_Format(PyExc_RuntimeError, "needs must be a tuple of %d", 2 + count);
   std::vector<bool> needs;
-  for (int i = 0; i < 2 + count; ++i) needs.push_back(PyTuple_GET_ITEM(args[6], i) == Py_True);
+  for (int i = 0; i < 2 + count; ++i) needs.push_back(PyTuple_GET_ITEM(args[4], i) == Py_True);
 
   const Shape hidden_shape(net.layers - 1, call->rows, call->width());
   Owned copies[6];
@@ -106,18 +107,18 @@ PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
       !look_dense("hidden", args[1], call, hidden_shape, &copies[1], &hidden) ||
       !look_dense("the gradient of out", args[2], call, call->out_shape(), &copies[2], &grad_out) ||
       !look_dense("the gradient of h_n", args[3], call, call->h0_shape, &copies[3], &grad_hn) ||
-      !look_dense("inner", args[4], call, call->inner_shape(), &copies[4], &inner) ||
-      !look_dense("the gradient of inner", args[5], call, call->inner_shape(), &copies[5], &grad_inner))
+      !look_dense("inner", given_inner, call, call->inner_shape(), &copies[4], &inner) ||
+      !look_dense("the gradient of inner", given_grad_inner, call, call->inner_shape(), &copies[5], &grad_inner))
     return nullptr;
   const Stack stack = call->stack();
   const bool elman = net.cell == Cell::kElman, ctrnn = net.cell == Cell::kCtrnn;
-  if (args[5] != Py_None && !ctrnn)
+  if (given_grad_inner != Py_None && !ctrnn)
     return PyErr_Format(PyExc_RuntimeError, "the inner values of this cell have no gradient here");
   const int lowest = lowest_layer(net, needs);
   const auto missing = [&](bool read, PyObject* object) { return read && object == Py_None; };
   const auto weight = [&](int i) { return call->weights == Py_None ? Py_None : PyTuple_GET_ITEM(call->weights, i); };
   bool lacking = missing(true, args[0]) || missing(net.layers > 1, args[1]) ||
-                 missing(call->packed, call->batch_sizes) || missing(!elman, args[4]) ||
+                 missing(call->packed, call->batch_sizes) || missing(!elman, given_inner) ||
                  missing(net.resets, call->resets);
   for (int i = 0; i < count; i += net.per) {
     const int layer = i / net.per / net.directions;
@@ -144,7 +145,7 @@ PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
     data[size_t(i)] = where;
     PyTuple_SetItem(grads.get(), i, grad.release());
   }
-  const int threads = usable_threads(int(PyLong_AsLong(args[7])));
+  const int threads = usable_threads(int(PyLong_AsLong(args[5])));
   int failed;
   Py_BEGIN_ALLOW_THREADS;
   failed = active_kernels().stack_backward({stack, hidden.data, out.data, grad_out.data, grad_hn.data, data[0], data[1],
