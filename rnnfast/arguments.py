@@ -16,7 +16,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from .call import Network
+from .call import CELLS, NONLINEARITIES, Network
 from .interchange import TorchRNN
 from .native import DTYPES
 
@@ -37,7 +37,14 @@ def strided(*arguments: Any) -> bool:
     return True
 
 
-def fits(network: Network, x: Tensor, h0: Optional[Tensor], weights: Sequence[Tensor], packed: bool) -> bool:
+def fits(
+    network: Network,
+    x: Tensor,
+    h0: Optional[Tensor],
+    weights: Sequence[Tensor],
+    packed: bool,
+    resets: Optional[Tensor] = None,
+) -> bool:
     """Whether a kernel may be given these, time-major and with a batch; see `check_packed`, too."""
     if x.dim() != (2 if network.step or packed else 3) or x.dtype not in _DTYPES:
         return False
@@ -61,19 +68,38 @@ def fits(network: Network, x: Tensor, h0: Optional[Tensor], weights: Sequence[Te
             return False
     elif not network.module:
         return False
+    rows = row_count(network, x, packed)
     for i, weight in enumerate(weights):
-        if weight.shape != weight_shape(network, i, x.shape[-1], hidden_size):
+        if weight.shape != weight_shape(network, i, x.shape[-1], hidden_size, rows):
             return False
-    return True
+    if resets is None:
+        return not network.resets
+    return network.resets and not packed and _are_resets(resets, x, rows)
 
 
-def weight_shape(network: Network, i: int, input_size: int, hidden_size: int) -> tuple[int, ...]:
+def _are_resets(resets: Tensor, x: Tensor, rows: int) -> bool:
+    return (
+        strided(resets)
+        and resets.dtype is torch.bool
+        and resets.device == x.device
+        and resets.shape == (rows,)
+    )
+
+
+def row_count(network: Network, x: Tensor, packed: bool) -> int:
+    """R, of an input that has as many dimensions as it should."""
+    return x.shape[0] if network.step or packed else x.shape[0] * x.shape[1]
+
+
+def weight_shape(network: Network, i: int, input_size: int, hidden_size: int, rows: int) -> tuple[int, ...]:
     """Of weight `i` of a network's."""
     layer, part = divmod(i, network.per)
-    directions = len(network.reverse)
-    if part == 0:
+    name, directions = network.parts[part], len(network.reverse)
+    if name == "weight_ih":
         return hidden_size, input_size if layer < directions else directions * hidden_size
-    return (hidden_size, hidden_size) if part == 1 else (hidden_size,)
+    if name == "weight_hh":
+        return hidden_size, hidden_size
+    return (rows, hidden_size) if name == "noise" else (hidden_size,)
 
 
 def left_to_torch(result: Any, backend: str, tensors: Iterable[Optional[Tensor]]) -> Any:
@@ -90,20 +116,78 @@ def left_to_torch(result: Any, backend: str, tensors: Iterable[Optional[Tensor]]
     return result
 
 
-def check_names(nonlinearity: Any, backend: Any) -> None:
-    """Raises torch's own error for an unknown nonlinearity, TypeError for a backend that is no str."""
-    if nonlinearity not in ("tanh", "relu"):
+def check_names(nonlinearity: Any, backend: Any, step: bool = False) -> None:
+    """Raises ValueError for an unknown nonlinearity, as torch does, TypeError if backend is no str."""
+    if step and nonlinearity not in ("tanh", "relu"):
         TorchRNN(1, 1, nonlinearity=nonlinearity)
+    if nonlinearity not in NONLINEARITIES:
+        known = ", ".join(map(repr, NONLINEARITIES))
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from {known}.")
     if not isinstance(backend, str):
         raise TypeError(f"argument 'backend' must be str, not {type(backend).__name__}")
 
 
 def check_network(network: Network) -> None:
-    """Raises ValueError for layers and directions that no network has; two are in torch's order."""
+    """Raises ValueError for a cell, layers and directions that no network has; two are in torch's order."""
+    if network.cell not in CELLS:
+        raise ValueError(f"Unknown cell '{network.cell}'. Select from {', '.join(map(repr, CELLS))}.")
+    if network.step and network.extras:
+        raise ValueError(f"a single step has no {network.extras}")
     layers, reverse = network.layers, tuple(network.reverse)
     known = layers >= 1 and reverse in ((False,), (True,), (False, True))
     if not known or (network.step and (layers, reverse) != (1, (False,))):
         raise ValueError(f"there is no network of {layers} layers and the directions {list(reverse)}")
+
+
+def check_extras(
+    network: Network, x: Tensor, weights: Sequence[Any], resets: Optional[Tensor], packed: bool
+) -> None:
+    """Raises RuntimeError, naming it, for an alpha, noise or resets that don't go with x, and W_hh [H, H]."""
+    rows = row_count(network, x, packed)
+    for i, weight in enumerate(weights):
+        name = network.parts[i % network.per]
+        shape = weight_shape(network, i, x.shape[-1], weights[1].shape[0], rows)
+        if name in ("alpha", "noise") and (
+            weight.shape != shape
+            or weight.dtype is not x.dtype
+            or weight.device != x.device
+            or not strided(weight)
+        ):
+            raise RuntimeError(
+                f"{name} must be {list(shape)}, dense, of {x.dtype} on {x.device}, as x is;"
+                f" got {described(weight)}"
+            )
+    if resets is not None and not _are_resets(resets, x, rows):
+        raise RuntimeError(
+            f"resets must be one bool for each of the {rows} rows of x, dense, on {x.device};"
+            f" got {described(resets)}"
+        )
+
+
+def flat_resets(resets: Any, x: Any, packed: bool) -> Any:
+    """``[R]``, as a call has them, of resets ``[T, B]`` for x ``[T, B, I]``; of another x as they are.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: beside batch_sizes.
+        RuntimeError: of another dtype, shape or device.
+    """
+    if resets is None:
+        return None
+    if not isinstance(resets, Tensor):
+        raise TypeError(f"argument 'resets' must be Tensor, not {type(resets).__name__}")
+    if packed:
+        raise ValueError(
+            "resets and packed sequences don't go together: pad the batch, or cut sequences at their resets"
+        )
+    if not isinstance(x, Tensor) or x.dim() != 3:  # an error of x, which is found later
+        return resets
+    if resets.dtype is not torch.bool or resets.shape != x.shape[:2] or resets.device != x.device:
+        raise RuntimeError(
+            f"resets must be [T, B] = {list(x.shape[:2])} of torch.bool on {x.device};"
+            f" got {described(resets)}"
+        )
+    return resets.reshape(-1)
 
 
 def check_packed(batch_sizes: Tensor, x: Tensor, h0: Optional[Tensor]) -> None:
@@ -169,16 +253,18 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int, batch: Optional[int]) -> N
 
 def check_backward(
     network: Network,
-    inputs: tuple[Tensor, Optional[Tensor], Sequence[Tensor], Optional[Tensor]],  # as those of a Call
-    outputs: tuple[Tensor, Optional[Tensor]],  # out [.., D * H] and hidden [L - 1, R, D * H]
-    grads: tuple[Optional[Tensor], Optional[Tensor]],  # of out and h_n
+    inputs: tuple[Any, ...],  # x, h0, weights, batch_sizes and resets, as those of a Call
+    outputs: tuple[Tensor, Optional[Tensor], Optional[Tensor]],  # out, hidden and inner, as in base.Outputs
+    grads: tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]],  # of out, h_n and inner
     needs: Sequence[bool],  # of x, h0 and each weight
 ) -> None:
     """Raises RuntimeError, naming it, for a tensor of a backward pass that no kernel may be given.
 
     Gradients may have any layout; see `call.dense_gradient`.
     """
-    x, h0, weights, batch_sizes = inputs
+    x, h0, weights, batch_sizes, resets = inputs
+    if resets is not None and batch_sizes is not None:
+        flat_resets(resets, x, packed=True)
     packed, dtype, device = batch_sizes is not None, x.dtype, x.device
     directions = len(network.reverse)
     count = network.layers * directions
@@ -207,20 +293,21 @@ def check_backward(
     batch = x.shape[-2] if not packed else given[0][1].shape[-2] if given else None
     rows = tuple(x.shape[:-1])
     leading = (count,) if network.module and not network.step else ()
-    flat_rows = x.shape[0] if network.step or packed else x.shape[0] * x.shape[1]
+    flat_rows = row_count(network, x, packed)
     wanted: list[tuple[str, Optional[Tensor], tuple[Any, ...], bool]] = [("x", x, tuple(x.shape), False)]
     if batch is not None:  # else there are no states
         state_shape = (*leading, batch, hidden_size)
         wanted += [("h0", h0, state_shape, False), ("the gradient of h_n", grads[1], state_shape, True)]
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     for i, weight in enumerate(weights):
-        shape_of = weight_shape(network, i, x.shape[-1], hidden_size)
-        wanted.append((names[i % network.per], weight, shape_of, False))
+        shape_of = weight_shape(network, i, x.shape[-1], hidden_size, flat_rows)
+        wanted.append((network.parts[i % network.per], weight, shape_of, False))
     width = directions * hidden_size
     wanted += [
         ("out", outputs[0], (*rows, width), False),
         ("hidden", outputs[1], (network.layers - 1, flat_rows, width), False),
+        ("inner", outputs[2], (network.layers, flat_rows, width), False),
         ("the gradient of out", grads[0], (*rows, width), True),
+        ("the gradient of inner", grads[2], (network.layers, flat_rows, width), True),
     ]
     for name, tensor, size, any_layout in wanted:
         if tensor is not None and (
@@ -233,10 +320,13 @@ def check_backward(
                 f"{name} must be {list(size)}, dense, of {dtype} on {device}, as x is;"
                 f" got {described(tensor)}"
             )
+    check_extras(network, x, (), resets, packed)
     if needs[1] and h0 is None:
         raise RuntimeError("h0, whose gradient is wanted, is missing")
     if network.layers > 1 and outputs[1] is None:
         raise RuntimeError("hidden, the outputs of all layers but the last, is missing")
+    if network.cell != "elman" and outputs[2] is None:
+        raise RuntimeError(f"inner, which a {network.cell} cell's forward pass returns, is missing")
 
 
 def described(tensor: Any) -> str:

@@ -26,10 +26,10 @@ from .native import DTYPES, native
 class Network(NamedTuple):
     """What is computed, whatever the tensors: the cell, and how layers and directions are put together."""
 
-    nonlinearity: str  # "tanh" or "relu"
+    nonlinearity: str  # one of NONLINEARITIES; of a step "tanh" or "relu"
     layers: int = 1
     reverse: tuple[bool, ...] = (False,)  # of each direction, whether it walks from the end
-    biases: bool = True  # a layer's weights in a direction are W_ih, W_hh, b_ih, b_hh; else the first two
+    biases: bool = True  # a layer's weights in a direction have b_ih and b_hh, see `parts`
     step: bool = False  # one step of one layer
     # Called as a module is: states have a dimension of layers and directions (but those of a step), may be
     # None for zeros, and input may be without a batch.
@@ -37,11 +37,37 @@ class Network(NamedTuple):
     batch_first: bool = False
     input_size: Optional[int] = None  # those of the module; None: whatever the tensors have
     hidden_size: Optional[int] = None
+    cell: str = "elman"  # one of CELLS; of a step "elman"
+    noise: bool = False  # whether something is added in every step
+    resets: bool = False  # whether some steps start from zero
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the weights of a layer in one direction, in their order."""
+        biases = ("bias_ih", "bias_hh") if self.biases else ()
+        alpha = ("alpha",) if self.cell != "elman" else ()
+        return "weight_ih", "weight_hh", *biases, *alpha, *(("noise",) if self.noise else ())
 
     @property
     def per(self) -> int:
         """Weights of a layer in one direction."""
-        return 4 if self.biases else 2
+        return 2 + 2 * self.biases + (self.cell != "elman") + self.noise
+
+    @property
+    def extras(self) -> str:
+        """What it has that torch's operators don't know; empty if it is an RNN of theirs."""
+        return extras(self.nonlinearity, self.cell, self.noise, self.resets)
+
+
+NONLINEARITIES = ("tanh", "relu", "sigmoid", "softplus", "identity")
+CELLS = ("elman", "leaky", "ctrnn")
+
+
+def extras(nonlinearity: str, cell: str, noise: bool, resets: bool) -> str:
+    """See `Network.extras`."""
+    found = [] if cell == "elman" else [f"cell '{cell}'"]
+    found += [] if nonlinearity in ("tanh", "relu") else [f"nonlinearity '{nonlinearity}'"]
+    return ", ".join(found + ["noise"] * noise + ["resets"] * resets)
 
 
 class Call:
@@ -54,10 +80,11 @@ class Call:
             case its memory is that of rows, ``[R, I]``.
         h0: ``[L * D, B, H]``, of a function ``[B, H]``, of a step ``[B, H]``, without B if x is unbatched, or
             None for zeros.
-        weights: for each layer, for each direction: W_ih ``[H, I]`` or ``[H, D * H]``, W_hh ``[H, H]`` and
-            the biases ``[H]``.
+        weights: for each layer, for each direction: W_ih ``[H, I]`` or ``[H, D * H]``, W_hh ``[H, H]``, the
+            biases ``[H]``, alpha ``[H]`` and noise ``[R, H]``, as far as the network has them.
         batch_sizes: ``[T]`` int64 on the CPU, or None.
-        problem: the first fields of `backends.base.Problem`.
+        resets: ``[R]`` bool, the rows whose step starts from zero, or None. Of dense batches alone.
+        problem: the fields of `backends.base.Problem`, but for those that are no part of a call.
         steps, batch, rows, input_size, hidden_size: T, B, R, I, H.
 
     A call that is `bare` has None in place of each tensor.
@@ -68,6 +95,7 @@ class Call:
     h0: Optional[Tensor]
     weights: tuple[Any, ...]
     batch_sizes: Optional[Tensor]
+    resets: Optional[Tensor]
     problem: tuple[Any, ...]
     steps: int
     batch: int
@@ -80,12 +108,12 @@ class Call:
         """The same without tensors, which an autograd node keeps; the tensors themselves autograd saves."""
         return self.having(None, None, (None,) * len(self.weights), None)
 
-    def having(self, x: Any, h0: Any, weights: tuple[Any, ...], batch_sizes: Any) -> Call:
+    def having(self, x: Any, h0: Any, weights: tuple[Any, ...], batch_sizes: Any, resets: Any = None) -> Call:
         """The same with these tensors, made dense; x, h0 and each weight may be None where none reads them.
 
         Raises:
             RuntimeError: a tensor's shape, dtype or device is not that of the forward pass, or batch_sizes
-                are not those of as many rows.
+                or resets are not those of as many rows.
         """
         names, (_, device, dtype, *_) = ("x", "h0", *["a weight"] * len(self.weights)), self.problem
         tensors = [dense_gradient(tensor) for tensor in (x, h0, *weights)]
@@ -101,10 +129,14 @@ class Call:
                 )
         if batch_sizes is not None and not self._walks(batch_sizes):
             raise RuntimeError("batch_sizes are not those that the forward pass of this call had")
+        if resets is not None:
+            resets = dense_gradient(resets)
+            if not _are_resets(resets, self.rows, device):
+                raise RuntimeError("resets are not those that the forward pass of this call had")
         other = Call.__new__(Call)
         other.__dict__.update(self.__dict__)
         other.x, other.h0, *rest = tensors
-        other.weights, other.batch_sizes = tuple(rest), batch_sizes
+        other.weights, other.batch_sizes, other.resets = tuple(rest), batch_sizes, resets
         return other
 
     def _walks(self, batch_sizes: Tensor) -> bool:
@@ -123,11 +155,17 @@ class Call:
 
 
 def made(
-    network: Network, x: Tensor, h0: Optional[Tensor], weights: tuple[Any, ...], batch_sizes: Optional[Tensor]
+    network: Network,
+    x: Tensor,
+    h0: Optional[Tensor],
+    weights: tuple[Any, ...],
+    batch_sizes: Optional[Tensor],
+    resets: Optional[Tensor] = None,
 ) -> Call:
     """A call of arguments that `arguments.fits` has let pass; x is time-major and has a batch."""
     call = Call.__new__(Call)
     call.network, call.x, call.h0, call.weights, call.batch_sizes = network, x, h0, weights, batch_sizes
+    call.resets = resets
     call.input_size, call.hidden_size = x.shape[-1], weights[1].shape[0]
     if batch_sizes is not None:
         # A graph has no number for batch_sizes[0], but for the number of states.
@@ -140,11 +178,16 @@ def made(
     sizes = call.input_size, call.hidden_size, call.batch, call.steps
     count, kind = network.layers * len(network.reverse), "step" if network.step else "sequence"
     layers = network.layers, len(network.reverse)
-    call.problem = kind, x.device, x.dtype, *sizes, batch_sizes is not None, *layers
+    extra = network.nonlinearity, network.cell, network.noise, network.resets
+    call.problem = kind, x.device, x.dtype, *sizes, batch_sizes is not None, *layers, *extra
     leading = (count,) if network.module and not network.step else ()
     state = (*leading, call.batch, call.hidden_size) if h0 is None else h0.shape
     call._shapes = x.shape, state, *(weight.shape for weight in weights)
     return call
+
+
+def _are_resets(resets: Tensor, rows: int, device: torch.device) -> bool:
+    return resets.shape == (rows,) and resets.dtype is torch.bool and resets.device == device
 
 
 def dense(tensor: Any) -> Any:
@@ -169,7 +212,9 @@ def memory(tensor: Any) -> Any:
     return tensor if type(tensor) in PLAIN else tensor.as_subclass(Tensor)
 
 
-def _unread(network: Network, x: Any, h0: Any, weights: tuple[Any, ...], batch_sizes: Any) -> Optional[Call]:
+def _unread(
+    network: Network, x: Any, h0: Any, weights: tuple[Any, ...], batch_sizes: Any, resets: Any = None
+) -> Optional[Call]:
     return None
 
 
@@ -178,6 +223,6 @@ READY: bool = native is not None and native.setup(
     Tensor, torch.nn.Parameter, torch.empty_like, memory, CPU, DTYPES
 )
 
-# (network, x, h0, weights, batch_sizes) -> a call, or None if the arguments are anything but dense tensors of
-# torch's own that fit.
-read: Callable[[Network, Any, Any, tuple[Any, ...], Any], Optional[Call]] = native.read if READY else _unread
+# (network, x, h0, weights, batch_sizes, resets=None) -> a call, or None if the arguments are anything but
+# dense tensors of torch's own that fit.
+read: Callable[..., Optional[Call]] = native.read if READY else _unread

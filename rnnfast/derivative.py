@@ -26,21 +26,20 @@ _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lam
 
 
 def composite(call: Call) -> tuple[Tensor, ...]:
-    """``(out,)`` of a step, else ``(out, h_n)``, in differentiable operators of torch's."""
-    return _EAGER.forward_layers(call)[:2]
+    """What `Backend.forward` returns, in differentiable operators of torch's."""
+    return _EAGER.forward_layers(call)
 
 
-def _higher_order(grad_out: Optional[Tensor], grad_hn: Optional[Tensor]) -> bool:
+def _higher_order(*grads: Optional[Tensor]) -> bool:
     """Whether a backward is itself to be differentiated or transformed.
 
     What `torch.autograd.grad(is_grads_batched=True)` sends shows on nothing but the tensors.
     """
     if is_grad_enabled() or needs_composite():
         return True
-    return not is_compiling() and (
-        (grad_out is not None and _is_legacy_batched(grad_out))
-        or (grad_hn is not None and _is_legacy_batched(grad_hn))
-    )
+    if is_compiling():
+        return False
+    return any(grad is not None and _is_legacy_batched(grad) for grad in grads)
 
 
 def fields(network: Network) -> tuple[Any, ...]:
@@ -51,12 +50,14 @@ def fields(network: Network) -> tuple[Any, ...]:
         [int(reverse) for reverse in network.reverse],
         network.biases,
         network.step,
+        network.cell,
+        network.noise,
     )
 
 
 def _recorded_forward(call: Call, backend: str) -> tuple[Tensor, ...]:
     """A forward pass as a graph holds it."""
-    inputs = (call.x, call.h0, list(call.weights), call.batch_sizes, *fields(call.network))
+    inputs = (call.x, call.h0, list(call.weights), call.batch_sizes, call.resets, *fields(call.network))
     return tuple(torch.ops.rnnfast.rnn(*inputs, True, backend))
 
 
@@ -71,19 +72,22 @@ def _recorded_backward(
     stacked = () if network.step else (network.layers * directions,)
     state = (*stacked, call.batch, hidden_size)
     width = directions * hidden_size
-    out, hidden, grad_out, grad_hn, _ = outputs
+    out, hidden, grad_out, grad_hn, _, inner, grad_inner = outputs
     out, grad_out = _shaped(out, (*rows, width)), _shaped(grad_out, (*rows, width))
     shapes: list[tuple[int, ...]] = [(*rows, call.input_size), state]
-    shapes += [weight_shape(network, i, call.input_size, hidden_size) for i in range(len(call.weights))]
+    shapes += [
+        weight_shape(network, i, call.input_size, hidden_size, call.rows) for i in range(len(call.weights))
+    ]
     # Something of the right shape, but without memory, takes the place of what is not read.
     x, h0, *weights = (
         out.new_empty(()).expand(shape) if tensor is None else _shaped(tensor, shape)
         for tensor, shape in zip((call.x, call.h0, *call.weights), shapes, strict=True)
     )
-    if call.h0 is None and not needs[1] and any(needs[3 :: network.per]):
+    if call.h0 is None and read_by(network, needs, bool(call.steps > 1))[1]:
         h0 = None  # read, and zeros
-    inputs = (x, h0, weights, call.batch_sizes, *fields(network))
-    given = (out, hidden, grad_out, _shaped(grad_hn, state), list(needs), backend)
+    inputs = (x, h0, weights, call.batch_sizes, call.resets, *fields(network))
+    grads = (grad_out, _shaped(grad_hn, state), grad_inner)
+    given = (out, hidden, inner, *grads, list(needs), backend)
     found = iter(torch.ops.rnnfast.rnn_backward(*inputs, *given))
     dx, dh0, *dweights = (next(found) if needed else None for needed in needs)
     x_shape = (*outputs.out.shape[:-1], call.input_size)
@@ -107,20 +111,24 @@ class Recurrence(torch.autograd.Function):
         needs = ctx.needs_input_grad[3:]
         read = read_by(call.network, needs, bool(call.steps > 1))
         saved = [tensor if wanted else None for tensor, wanted in zip((x, h0, *weights), read, strict=True)]
-        hidden = outputs[2] if len(outputs) > 2 else None
-        ctx.save_for_backward(*saved, outputs[0], hidden, call.batch_sizes)
+        hidden = outputs[2] if call.network.layers > 1 else None
+        inner = outputs[-1] if call.network.cell != "elman" else None
+        ctx.save_for_backward(*saved, outputs[0], hidden, inner, call.batch_sizes, call.resets)
         ctx.set_materialize_grads(False)  # most callers use one of the outputs; the other's is None
         ctx.call, ctx.backend, ctx.solver = call.bare(), backend, solver
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Any, grad_hn: Any = None, grad_hidden: Any = None) -> Any:
-        x, h0, *weights, out, hidden, batch_sizes = ctx.saved_tensors
+    def backward(ctx: Any, grad_out: Any, grad_hn: Any = None, *rest: Any) -> Any:
+        x, h0, *weights, out, hidden, inner, batch_sizes, resets = ctx.saved_tensors
         needs, solver = ctx.needs_input_grad[3:], ctx.solver
-        outputs = Outputs(out, hidden, grad_out, grad_hn, grad_hidden)
-        call = ctx.call.having(x, h0, tuple(weights), batch_sizes)
+        grad_hidden = rest[0] if hidden is not None else None
+        grad_inner = rest[-1] if inner is not None else None
+        outputs = Outputs(out, hidden, grad_out, grad_hn, grad_hidden, inner, grad_inner)
+        call = ctx.call.having(x, h0, tuple(weights), batch_sizes, resets)
         # A gradient of what lies between layers comes from a double backward pass alone.
-        if grad_hidden is not None or _higher_order(grad_out, grad_hn):
+        between = grad_hidden is not None or (grad_inner is not None and call.network.cell == "leaky")
+        if between or _higher_order(grad_out, grad_hn, grad_inner):
             grads = _EAGER.backward(call, outputs, needs)
         elif solver is None or watched(out, grad_out, grad_hn):
             grads = _recorded_backward(call, outputs, needs, ctx.backend)

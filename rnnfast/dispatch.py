@@ -175,15 +175,22 @@ def why_not(name: str, problem: Problem) -> Optional[str]:
 def slower(name: str, problem: Problem) -> bool:
     """Whether `problem` lies where backend `name` was measured to lose to the next in PREFERENCE.
 
+    That is torch's own, so never where torch has no operator for the problem.
+
     Never under `torch.use_deterministic_algorithms(True)`: PREFERENCE begins with the backend whose bits
     depend neither on the batch nor on the number of threads.
     """
-    return not problem.deterministic and any(problem in region for region in SLOWER.get(name, ()))
+    if problem.deterministic or problem.extras:
+        return False
+    return any(problem in region for region in SLOWER.get(name, ()))
 
 
 def unproven(name: str, problem: Problem) -> bool:
-    """Whether "auto" waits for a measurement before it takes backend `name` for `problem`."""
-    if name not in FASTER:
+    """Whether "auto" waits for a measurement before it takes backend `name` for `problem`.
+
+    What it would be measured against is torch's own, which doesn't have every problem.
+    """
+    if name not in FASTER or problem.extras:
         return False
     return not (_registry[name].measured() and any(problem in region for region in FASTER[name]))
 
@@ -220,7 +227,8 @@ def find(backend: str, call: Call, grad: bool) -> Backend:
 @lru_cache(maxsize=4096)
 def _find(backend: str, sizes: tuple[Any, ...], grad: bool, deterministic: bool, rounds: bool) -> Backend:
     kind, device, dtype = sizes[:3]
-    problem = Problem(kind, device.type, dtype_name(dtype), *(*sizes[3:], grad, deterministic, rounds))
+    around: tuple[Any, ...] = (grad, deterministic, rounds)
+    problem = Problem(kind, device.type, dtype_name(dtype), *sizes[3:10], *around, *sizes[10:])
     if not isinstance(backend, str):
         raise TypeError
     name = AUTO if backend == "auto" else backend

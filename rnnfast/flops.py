@@ -33,16 +33,18 @@ def _backward(
     h0: Shape,
     weights: Sequence[Shape],
     batch_sizes: Any,
+    resets: Any,
     nonlinearity: str,
     *rest: Any,
     **kwargs: Any,
 ) -> int:
     """dpre W_ih, dpre^T x, dpre^T h_prev, each if needed, and dpre W_hh, which carries the gradient back.
 
-    The last is always needed but for the B rows whose predecessor is h0.
+    The last is always needed but for the B rows whose predecessor is h0. A continuous-time cell's dalpha
+    takes the products of the forward pass once more.
     """
-    layers, reverse, biases, step, *_, needs, _ = rest
-    network = Network("tanh", layers, tuple(reverse), biases, step)
+    layers, reverse, biases, step, cell, noise, *_, needs, _ = rest
+    network = Network("tanh", layers, tuple(reverse), biases, step, cell=cell, noise=noise)
     rows, batch = math.prod(x[:-1]), h0[-2] if h0 is not None else x[-2]
     per, lowest = network.per, lowest_layer(network, tuple(needs))
     total = 0
@@ -54,4 +56,6 @@ def _backward(
         needs_x = needs[0] if layer == 0 else layer > lowest
         total += rows * of_input * (needs_x + needs[2 + i])
         total += recurrent * (rows * needs[3 + i] + (rows if needs[1] else rows - batch))
+        if cell == "ctrnn" and needs[2 + i + network.parts.index("alpha")]:
+            total += rows * (of_input + recurrent)
     return 2 * total

@@ -17,9 +17,13 @@ class Layer(NamedTuple):
     weight_hh: Tensor  # [H, H]
     bias_ih: Optional[Tensor]  # [H]
     bias_hh: Optional[Tensor]  # [H]
-    nonlinearity: str = "tanh"  # "tanh" or "relu"
+    nonlinearity: str = "tanh"  # one of call.NONLINEARITIES
     batch_sizes: Optional[Tensor] = None  # [T] int64 on the CPU; None for a dense batch (T = R / B)
     reverse: bool = False
+    cell: str = "elman"  # one of call.CELLS
+    alpha: Optional[Tensor] = None  # [H]; None of an elman cell
+    noise: Optional[Tensor] = None  # [R, H]
+    resets: Optional[Tensor] = None  # [R] bool: the rows whose step starts from zero
 
 
 class Grads(NamedTuple):
@@ -33,6 +37,8 @@ class Grads(NamedTuple):
     weight_ih: Optional[Tensor] = None  # [H, I]
     weight_hh: Optional[Tensor] = None  # [H, H]
     bias: Optional[Tensor] = None  # [H]
+    alpha: Optional[Tensor] = None  # [H]
+    noise: Optional[Tensor] = None  # [R, H]
 
 
 class Needs(NamedTuple):
@@ -43,6 +49,8 @@ class Needs(NamedTuple):
     weight_ih: bool = True
     weight_hh: bool = True
     bias: bool = True
+    alpha: bool = False
+    noise: bool = False
 
 
 class Sequences(NamedTuple):

@@ -231,7 +231,8 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         """The stack, cut wherever dropout comes between two layers."""
         network = self._described()._replace(batch_first=False, input_size=None)
         if not (self.training and self.dropout and self.num_layers > 1):
-            return rnn_stack(network, rows, hx, weights, batch_sizes, self.backend)
+            output, h_n = rnn_stack(network, rows, hx, weights, batch_sizes, self.backend)
+            return output, h_n
         directions = len(network.reverse)
         each, layer = directions * network.per, network._replace(layers=1)
         last = []

@@ -6,7 +6,8 @@ runs, so that a graph with backend="auto" takes the best one for every batch siz
 
 Arguments of both: x ``[T, B, I]``, with batch_sizes ``[R, I]``, of a step ``[B, I]``; h0 ``[L * D, B, H]``,
 of a step ``[B, H]``, None for zeros (not in graphs of packed sequences, which know B from h0 alone);
-weights, two or four for each layer and direction; batch_sizes ``[T]``; then the fields of `call.Network`.
+weights, for each layer and direction those of `call.Network.parts`; batch_sizes ``[T]``; resets ``[R]`` bool;
+then fields of `call.Network`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .arguments import (
     check_network,
     check_packed,
     fits,
+    flat_resets,
     left_to_torch,
 )
 from .backends.aten import torch_call
@@ -38,31 +40,34 @@ _lib = torch.library.Library("rnnfast", "DEF")
 # kernel gets or where it writes.
 unseen = torch._C.DisableTorchFunction
 
+# Integers, as torch.jit.trace records no list of bools.
 _CALL = (
-    "Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, str nonlinearity, int layers,"
-    " int[] reverse, bool biases, bool step"  # torch.jit.trace records no list of bools
+    "Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, Tensor? resets, str nonlinearity,"
+    " int layers, int[] reverse, bool biases, bool step, str cell, bool noise"
 )
 _FORWARD = f"rnn({_CALL}, bool grad, str backend) -> Tensor[]"
 _BACKWARD = (
-    f"rnn_backward({_CALL}, Tensor out, Tensor? hidden, Tensor? grad_out, Tensor? grad_hn, bool[] needs,"
-    " str backend) -> Tensor[]"
+    f"rnn_backward({_CALL}, Tensor out, Tensor? hidden, Tensor? inner, Tensor? grad_out, Tensor? grad_hn,"
+    " Tensor? grad_inner, bool[] needs, str backend) -> Tensor[]"
 )
 
 
-def _network(arguments: Sequence[Any]) -> Network:
-    nonlinearity, layers, reverse, biases, step = arguments
-    network = Network(nonlinearity, layers, tuple(map(bool, reverse)), biases, step, module=not step)
+def _network(arguments: Sequence[Any], resets: bool) -> Network:
+    nonlinearity, layers, reverse, biases, step, cell, noise = arguments
+    extras = {"cell": cell, "noise": noise, "resets": resets}
+    walks = tuple(map(bool, reverse))
+    network = Network(nonlinearity, layers, walks, biases, step, module=not step, **extras)
     check_network(network)
     return network
 
 
 def _looked_at(arguments: Sequence[Any], backend: str, fake: bool) -> Optional[Call]:
     """A call of an operator's arguments, or None if no kernel may be given them."""
-    x, h0, weights, batch_sizes, *fields = arguments
-    check_names(fields[0], backend)
+    x, h0, weights, batch_sizes, resets, *fields = arguments
+    check_names(fields[0], backend, fields[4])
     if x is None:
         raise TypeError("argument 'x' (position 1) must be Tensor, not NoneType")
-    network = _network(fields)
+    network = _network(fields, resets is not None)
     if network.step and h0 is None:
         raise TypeError("argument 'h0' (position 2) must be Tensor, not NoneType")
     if fake:
@@ -70,9 +75,11 @@ def _looked_at(arguments: Sequence[Any], backend: str, fake: bool) -> Optional[C
     elif batch_sizes is not None:
         check_packed(batch_sizes, x, h0)
     packed = batch_sizes is not None
-    if len(weights) < 2 or not fits(network, x, h0, weights, packed):
+    if packed and resets is not None:
+        flat_resets(resets, x, packed)
+    if len(weights) < 2 or not fits(network, x, h0, weights, packed, resets):
         return None
-    return made(network, x, h0, tuple(weights), batch_sizes)
+    return made(network, x, h0, tuple(weights), batch_sizes, resets)
 
 
 def _of_torch(arguments: Sequence[Any], backend: str) -> list[Tensor]:
@@ -81,11 +88,11 @@ def _of_torch(arguments: Sequence[Any], backend: str) -> list[Tensor]:
     Raises:
         RuntimeError: it doesn't take them either, or another backend was asked for.
     """
-    x, h0, weights, batch_sizes, *fields = arguments
-    network = _network(fields)
+    x, h0, weights, batch_sizes, resets, *fields = arguments
+    network = _network(fields, resets is not None)
     if len(weights) != network.layers * len(network.reverse) * network.per:
         raise RuntimeError(f"got {len(weights)} weights for {network}")
-    results = torch_call(network, x, h0, tuple(weights), batch_sizes)
+    results = torch_call(network, x, h0, tuple(weights), batch_sizes, resets)
     return list(left_to_torch(results, backend, (x, h0, *weights)))
 
 
@@ -106,7 +113,12 @@ def _fake(*arguments: Any) -> list[Tensor]:
     if network.step:
         return [out]
     h_n = x.new_empty((network.layers * directions, call.batch, call.hidden_size))
-    return [out, h_n, *([x.new_empty((network.layers - 1, call.rows, width))] if network.layers > 1 else [])]
+    results = [out, h_n]
+    if network.layers > 1:
+        results.append(x.new_empty((network.layers - 1, call.rows, width)))
+    if network.cell != "elman":
+        results.append(x.new_empty((network.layers, call.rows, width)))
+    return results
 
 
 def _kernel(*arguments: Any) -> list[Tensor]:
@@ -121,8 +133,16 @@ def _kernel(*arguments: Any) -> list[Tensor]:
 
 def dense_call(call: Call) -> Call:
     """The same of dense tensors, read by native code if there is one."""
-    tensors = memory(call.x), memory(call.h0), tuple(memory(weight) for weight in call.weights)
-    return read(call.network, *tensors, call.batch_sizes) or made(call.network, *tensors, call.batch_sizes)
+    weights = tuple(memory(weight) for weight in call.weights)
+    given: Any = (
+        call.network,
+        memory(call.x),
+        memory(call.h0),
+        weights,
+        call.batch_sizes,
+        memory(call.resets),
+    )
+    return read(*given) or made(*given)
 
 
 def _differentiable(*arguments: Any) -> list[Tensor]:
@@ -145,19 +165,22 @@ def _differentiable(*arguments: Any) -> list[Tensor]:
 
 
 def _backward_call(arguments: Sequence[Any]) -> tuple[Network, tuple[Any, ...], Outputs, tuple[bool, ...]]:
-    """The checked arguments of rnn_backward: network; x, h0, weights and batch_sizes; outputs; needs."""
-    x, h0, weights, batch_sizes, *fields, out, hidden, grad_out, grad_hn, needs, backend = arguments
-    check_names(fields[0], backend)
-    for position, name, tensor in ((1, "x", x), (10, "out", out)):
+    """The checked arguments of rnn_backward: network; x, h0, weights, batch_sizes, resets; outputs; needs."""
+    inputs, fields, (*results, needs, backend) = arguments[:5], arguments[5:12], arguments[12:]
+    x, resets = inputs[0], inputs[4]
+    out, hidden, inner, grad_out, grad_hn, grad_inner = results
+    check_names(fields[0], backend, fields[4])
+    for position, name, tensor in ((1, "x", x), (13, "out", out)):
         if tensor is None:
             raise TypeError(f"argument '{name}' (position {position}) must be Tensor, not NoneType")
-    inputs, network = (x, h0, weights, batch_sizes), _network(fields)
-    check_backward(network, inputs, (out, hidden), (grad_out, grad_hn), needs)
-    return network, inputs, Outputs(out, hidden, grad_out, grad_hn), tuple(needs)
+    network = _network(fields, resets is not None)
+    check_backward(network, tuple(inputs), (out, hidden, inner), (grad_out, grad_hn, grad_inner), needs)
+    outputs = Outputs(out, hidden, grad_out, grad_hn, inner=inner, grad_inner=grad_inner)
+    return network, tuple(inputs), outputs, tuple(needs)
 
 
 def _fake_backward(*arguments: Any) -> list[Tensor]:
-    _, (x, h0, weights, batch_sizes), _, needs = _backward_call(arguments)
+    _, (x, h0, weights, batch_sizes, _), _, needs = _backward_call(arguments)
     check_fake_batch_sizes(batch_sizes, x)
     return [
         x.new_empty(tensor.shape)
@@ -167,7 +190,7 @@ def _fake_backward(*arguments: Any) -> list[Tensor]:
 
 
 def _kernel_backward(*arguments: Any) -> list[Tensor]:
-    network, (x, h0, weights, batch_sizes), outputs, needs = _backward_call(arguments)
+    network, (x, h0, weights, batch_sizes, resets), outputs, needs = _backward_call(arguments)
     if batch_sizes is not None:
         check_packed(batch_sizes, x, outputs.grad_hn if h0 is None else h0)
     with unseen():
@@ -178,7 +201,7 @@ def _kernel_backward(*arguments: Any) -> list[Tensor]:
             tensor if tensor is None else memory(tensor) if wanted else tensor.new_empty(tensor.shape)
             for tensor, wanted in zip((x, h0, *weights), read_flags, strict=True)
         )
-        given: Any = (network, x, h0, tuple(weights), batch_sizes)
+        given: Any = (network, x, h0, tuple(weights), batch_sizes, memory(resets))
         call = read(*given) or made(*given)
         outputs = Outputs(*(memory(tensor) for tensor in outputs))
         grads = dispatch.find(arguments[-1], call, True).backward(call, outputs, needs)

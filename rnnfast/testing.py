@@ -173,9 +173,10 @@ def backward(
 
     `results` are those of `backend.forward(call)`, and `grads` the gradients of output and h_n.
     """
-    hidden = results[2] if len(results) > 2 else None
+    hidden = results[2] if call.network.layers > 1 else None
+    inner = results[-1] if call.network.cell != "elman" else None
     needs = (True,) * (2 + len(call.weights)) if needs is None else needs
-    return backend.backward(call, Outputs(results[0], hidden, *grads), needs)
+    return backend.backward(call, Outputs(results[0], hidden, *grads, inner=inner), needs)
 
 
 def expected(case: Case, nonlinearity: str, reverse: bool = False) -> tuple[Tensor, Tensor, list[Tensor]]:

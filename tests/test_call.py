@@ -47,7 +47,9 @@ def test_fields(packed, dtype, network):
         assert (call.input_size, call.hidden_size) == (5, 7)
         kind, sizes = "step" if network.step else "sequence", (5, 7, 2, call.steps)
         layers = network.layers, len(network.reverse)
-        assert call.problem == (kind, torch.device("cpu"), dtype, *sizes, given[3] is not None, *layers)
+        extra = network.nonlinearity, "elman", False, False
+        known = (kind, torch.device("cpu"), dtype, *sizes, given[3] is not None, *layers, *extra)
+        assert call.problem == known
         for name in Call.__annotations__:
             assert name == "_shapes" or hasattr(call, name), name
         bare = call.bare()

@@ -262,17 +262,17 @@ def test_opcheck(name, requires_grad, backend):
     described = derivative.fields(network)
     # A graph of packed sequences has its number of sequences from the states alone.
     for state in (h0, None) if network.module and not packed else (h0,):
-        inputs = (x, state, tensors[2:], batch_sizes, *described)
+        inputs = (x, state, tensors[2:], batch_sizes, None, *described)
         rnn = torch.ops.rnnfast.rnn.default
         torch.library.opcheck(rnn, (*inputs, False, backend), test_utils=utilities(requires_grad))
     out, h_n, hidden = (*rnn(*inputs, False, "eager"), None, None)[:3]
     detached = [None if t is None else t.detach() for t in (x, state, out, hidden, h_n)]
-    inputs = (*detached[:2], [w.detach() for w in weights], batch_sizes, *described)
+    inputs = (*detached[:2], [w.detach() for w in weights], batch_sizes, None, *described)
     needs = [False, state is not None, *[True] * len(weights)]
     for grad_hn in (detached[4], None):
         torch.library.opcheck(
             torch.ops.rnnfast.rnn_backward.default,
-            (*inputs, *detached[2:4], detached[2].cos(), grad_hn, needs, backend),
+            (*inputs, *detached[2:4], None, detached[2].cos(), grad_hn, None, needs, backend),
             test_utils=utilities(False),
         )
 

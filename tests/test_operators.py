@@ -65,7 +65,7 @@ def changed(args, index, change):
 
 
 def forward(network, args, backend="auto", grad=False, **fields):
-    return OPS.rnn(*args, *derivative.fields(network._replace(**fields)), grad, backend)
+    return OPS.rnn(*args, None, *derivative.fields(network._replace(**fields)), grad, backend)
 
 
 def in_torch(network, x, h0, weights, batch_sizes):
@@ -186,8 +186,8 @@ def backward_of(network, args, results):
         if "weights" not in changed:
             every = [*weights[:-4], *(t[name] for name in BACKWARD_NAMES[2:6])]
         described = derivative.fields(network._replace(**dict(fields)))
-        inputs = (t["x"], t["h0"], every, t["batch_sizes"], *described)
-        outputs = (t["out"], t["hidden"], t["grad_out"], t["grad_hn"])
+        inputs = (t["x"], t["h0"], every, t["batch_sizes"], None, *described)
+        outputs = (t["out"], t["hidden"], None, t["grad_out"], t["grad_hn"], None)
         return OPS.rnn_backward(*inputs, *outputs, needs, backend)
 
     call.right = right

@@ -12,6 +12,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from ..arguments import check_extras
 from ..call import Call, Network
 from ..context import tracing
 from ..layer import Layer
@@ -20,16 +21,27 @@ from .eager import EagerBackend
 
 
 def torch_call(
-    network: Network, x: Any, h0: Any, weights: tuple[Any, ...], batch_sizes: Optional[Tensor] = None
+    network: Network,
+    x: Any,
+    h0: Any,
+    weights: tuple[Any, ...],
+    batch_sizes: Optional[Tensor] = None,
+    resets: Optional[Tensor] = None,
 ) -> tuple[Tensor, ...]:
     """A call in torch's own operators, differentiable by torch; arguments as in `call.Call`, of any kind.
 
     Returns:
         ``(out,)`` of a step, else ``(out, h_n)``.
 
+    Raises:
+        RuntimeError: torch doesn't take these arguments, or has no operator for what the network adds to its
+            own RNN; what it has to say of the arguments that it knows is said first.
+
     torch offers the reverse direction only as half of a bidirectional layer, so the rows of each sequence are
     reversed before the call and after it.
     """
+    if network.extras:
+        return _without_extras(network, x, h0, weights, batch_sizes, resets)
     tanh = network.nonlinearity == "tanh"
     if network.step:
         cell = torch.rnn_tanh_cell if tanh else torch.rnn_relu_cell
@@ -68,6 +80,25 @@ def torch_call(
     return out, h_n if stacked else h_n.squeeze(0)
 
 
+def _without_extras(
+    network: Network,
+    x: Any,
+    h0: Any,
+    weights: tuple[Any, ...],
+    batch_sizes: Optional[Tensor],
+    resets: Optional[Tensor],
+) -> tuple[Tensor, ...]:
+    """Raises: torch's own error for what an RNN of torch's would get, else that there is no such operator."""
+    plain = network._replace(nonlinearity="tanh", cell="elman", noise=False, resets=False)
+    theirs = [weight for i, weight in enumerate(weights) if i % network.per < plain.per]
+    torch_call(plain, x, h0, tuple(theirs), batch_sizes)
+    check_extras(network, x, weights, resets, batch_sizes is not None)
+    raise RuntimeError(
+        f"{network.extras}: only dense tensors of float64, float32, bfloat16 or float16 will do here, of one"
+        f" dtype on one device, with shapes that fit; x is {list(x.shape)} {x.dtype} on {x.device}"
+    )
+
+
 def _reversed_rows(batch_sizes: Tensor, batch: int) -> Tensor:
     """For each packed row the row that takes its place when every sequence is reversed.
 
@@ -87,7 +118,7 @@ class AtenBackend(EagerBackend):
     name = "aten"
 
     def refuses(self, problem: Problem) -> Optional[str]:
-        return None
+        return f"torch has no operator with {problem.extras}" if problem.extras else None
 
     def forward(self, call: Call) -> tuple[Tensor, ...]:
         if call.network.layers == 1:
@@ -99,14 +130,14 @@ class AtenBackend(EagerBackend):
             Network(layer.nonlinearity, biases=layer.bias_ih is not None, step=True), *_of(layer)
         )[0]
 
-    def layer_forward(self, layer: Layer) -> tuple[Tensor, Tensor]:
+    def layer_forward(self, layer: Layer) -> tuple[Tensor, Tensor, None]:
         network = Network(layer.nonlinearity, reverse=(layer.reverse,), biases=layer.bias_ih is not None)
         x, h0, weights = _of(layer)
         batch = h0.shape[0]
         steps = x.shape[0] // batch if batch else 1
         rows = x if layer.batch_sizes is not None else x.view(steps, batch, x.shape[1])
         out, h_n = torch_call(network, rows, h0, weights, layer.batch_sizes)
-        return out.reshape(x.shape[0], out.shape[-1]), h_n
+        return out.reshape(x.shape[0], out.shape[-1]), h_n, None
 
 
 def _of(layer: Layer) -> tuple[Tensor, Tensor, tuple[Any, ...]]:

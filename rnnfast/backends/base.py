@@ -5,10 +5,11 @@ one dtype and device, are contiguous, and have shapes that fit. A backend knows 
 or the checking of arguments. One that knows only layers supplies `layer_*` and `step_*`, of which the base
 class makes stacks.
 
-The only thing saved for backward are outputs, those of all layers, because both activations can be
-differentiated from them: tanh' = 1 - h^2 and relu' = [h > 0]. Of the other tensors a backward pass may read
-what the wanted gradients need and no more (`read_by`). The others are None in a call; a layer has in their
-place something of the right shape, but without memory behind it.
+The only thing saved for backward are outputs, those of all layers, because every activation can be
+differentiated from its value f: tanh' = 1 - f^2, relu' = [f > 0], sigmoid' = f (1 - f), softplus' =
+1 - exp(-f). Leaky and continuous-time cells have `inner` beside their outputs. Of the other tensors a
+backward pass may read what the wanted gradients need and no more (`read_by`). The others are None in a call;
+a layer has in their place something of the right shape, but without memory behind it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from ..call import Call, Network, dense_gradient
+from ..call import Call, Network, dense_gradient, extras
 from ..layer import Grads, Layer, Needs
 
 
@@ -42,13 +43,23 @@ class Problem:
     grad: bool = False  # whether a backward pass will follow
     deterministic: bool = False  # torch.are_deterministic_algorithms_enabled()
     tf32: bool = False  # whether float32 products on CUDA may round to TF32, see `precision`
+    nonlinearity: str = "tanh"
+    cell: str = "elman"
+    noise: bool = False
+    resets: bool = False
+
+    @property
+    def extras(self) -> str:
+        """What it has that torch's operators don't know; empty if it is an RNN of theirs."""
+        return extras(self.nonlinearity, self.cell, self.noise, self.resets)
 
 
 class Outputs(NamedTuple):
     """What a backward pass has beside a call: outputs of the forward pass, and their gradients.
 
     A gradient may have any layout, and None stands for zeros. That of `hidden` is there in a double backward
-    pass alone.
+    pass alone, and so is that of a leaky cell's `inner`; that of a continuous-time cell's comes from whoever
+    uses v.
     """
 
     out: Tensor  # like x but for its last dimension, D * H
@@ -56,6 +67,8 @@ class Outputs(NamedTuple):
     grad_out: Optional[Tensor]  # like out
     grad_hn: Optional[Tensor]  # like h0
     grad_hidden: Optional[Tensor] = None  # like hidden
+    inner: Optional[Tensor] = None  # [L, R, D * H]: leaky f(a), ctrnn v, of all layers; None of elman
+    grad_inner: Optional[Tensor] = None  # like inner
 
 
 @lru_cache(maxsize=256)
@@ -73,19 +86,28 @@ def read_by(network: Network, needs: tuple[bool, ...], recurrent: bool) -> tuple
     """Which of x, h0 and the weights a backward pass reads.
 
     dx of a layer reads its W_ih, dW_ih its input, dW_hh h0, and dh0 W_hh, as does every walk of more than one
-    step (`recurrent`). Outputs are always read. What torch's operators save differs in nothing but outputs.
+    step (`recurrent`). dalpha of a leaky cell reads h0. That of a continuous-time cell computes a_t anew, of
+    the layer's input and all its weights, and dh0 reads h0. Outputs are always read. What torch's operators
+    save differs in nothing but outputs.
     """
     lowest, directions, per = lowest_layer(network, needs), len(network.reverse), network.per
-    weights = needs[2:]
-    x = any(weights[: directions * per : per])
-    h0 = any(weights[1::per])
-    read = [x, h0]
+    weights, parts = needs[2:], network.parts
+    leaky, ctrnn = network.cell == "leaky", network.cell == "ctrnn"
+    # Of each layer and direction, which of its weights have gradients.
+    wanted = [dict(zip(parts, weights[i : i + per], strict=True)) for i in range(0, len(weights), per)]
+    again = [ctrnn and each["alpha"] for each in wanted]  # whether a_t is computed anew
+    x = any(each["weight_ih"] for each in wanted[:directions]) or any(again[:directions])
+    h0 = any(each["weight_hh"] or ((leaky or ctrnn) and each["alpha"]) for each in wanted)
+    read = [x, h0 or (ctrnn and needs[1])]
     for i in range(len(weights)):
-        layer, part = i // per // directions, i % per
-        if part == 0:
-            read.append(layer > lowest or (layer == 0 and needs[0]))
+        layer, part = i // per // directions, parts[i % per]
+        walked, anew = layer >= lowest, again[i // per]
+        if part == "weight_ih":
+            read.append(anew or layer > lowest or (layer == 0 and needs[0]))
+        elif part == "weight_hh":
+            read.append(anew or (walked and (recurrent or needs[1])))
         else:
-            read.append(part == 1 and layer >= lowest and (recurrent or needs[1]))
+            read.append((anew and part != "noise") or (part == "alpha" and walked))
     return tuple(read)
 
 
@@ -114,10 +136,14 @@ class Backend:
         """Computes a call.
 
         Returns:
-            ``(out,)`` of a step, else ``(out, h_n)`` and, of several layers, ``hidden``; see `Outputs`. h_n
-            is like h0.
+            ``(out,)`` of a step, else ``(out, h_n)``, of several layers ``hidden``, and of a leaky or
+            continuous-time cell ``inner``; see `Outputs`. h_n is like h0.
         """
         return tuple(result.data for result in self.forward_layers(call))  # autograd takes no views
+
+    def infer(self, call: Call) -> tuple[Tensor, ...]:
+        """`forward` where nothing but output and h_n is wanted; what else it returns may be missing."""
+        return self.forward(call)
 
     def forward_layers(self, call: Call) -> tuple[Tensor, ...]:
         """`forward`, in operators that torch can differentiate if `layer_forward` is."""
@@ -128,16 +154,20 @@ class Backend:
             return (self.step_forward(_layer(call, 0, rows, states)).reshape(shape),)
         outputs: list[Tensor] = []
         last: list[Tensor] = []
+        inners: list[Tensor] = []
         for first in range(0, len(states), len(network.reverse)):
             walks = [
                 self.layer_forward(_layer(call, first + d, rows, states)) for d in range(len(network.reverse))
             ]
-            rows = walks[0][0] if len(walks) == 1 else torch.cat([out for out, _ in walks], dim=-1)
+            rows = _side_by_side([out for out, _, _ in walks])
             outputs.append(rows)
-            last += [h_n for _, h_n in walks]
+            last += [h_n for _, h_n, _ in walks]
+            if network.cell != "elman":
+                inners.append(_side_by_side([inner for _, _, inner in walks if inner is not None]))
         h_n = last[0] if len(last) == 1 else torch.stack(last)
-        results = rows.reshape(shape), h_n.reshape(state_shape(call, call.x))
-        return results if network.layers == 1 else (*results, torch.stack(outputs[:-1]))
+        hidden = (torch.stack(outputs[:-1]),) if network.layers > 1 else ()
+        inner = (torch.stack(inners),) if inners else ()
+        return rows.reshape(shape), h_n.reshape(state_shape(call, call.x)), *hidden, *inner
 
     def backward(self, call: Call, outputs: Outputs, needs: tuple[bool, ...]) -> tuple[Optional[Tensor], ...]:
         """Computes the gradients of x, h0 and each weight, where `needs` says so; else they are None.
@@ -164,9 +194,16 @@ class Backend:
             dx: Optional[Tensor] = None
             for d in range(directions):
                 i = layer * directions + d
-                flags = needs[2 + i * per : 2 + (i + 1) * per]
-                needs_x = needs[0] if layer == 0 else layer > lowest
-                wanted = Needs(needs_x, needs[1], flags[0], flags[1], any(flags[2:]))
+                flags = dict(zip(network.parts, needs[2 + i * per : 2 + (i + 1) * per], strict=True))
+                wanted = Needs(
+                    x=needs[0] if layer == 0 else layer > lowest,
+                    h0=needs[1],
+                    weight_ih=flags["weight_ih"],
+                    weight_hh=flags["weight_hh"],
+                    bias=flags.get("bias_ih", False) or flags.get("bias_hh", False),
+                    alpha=flags.get("alpha", False),
+                    noise=flags.get("noise", False),
+                )
                 given = _layer(call, i, ins[layer], states)
                 given = given._replace(
                     weight_ih=_filled(given.weight_ih, outs[0], (hidden_size, ins[layer].shape[1])),
@@ -176,7 +213,11 @@ class Backend:
                 if network.step:
                     found = self.step_backward(given, out, coming, wanted)
                 else:
-                    found = self.layer_backward(given, out, coming, grads_hn[i], wanted)
+                    inner, to_inner = (
+                        None if rows is None else _half(rows[layer], d, directions)
+                        for rows in (outputs.inner, outputs.grad_inner)
+                    )
+                    found = self.layer_backward(given, out, inner, coming, grads_hn[i], to_inner, wanted)
                 dstates[i] = found.h0
                 if found.x is not None:
                     dx = found.x if dx is None else dx + found.x
@@ -192,15 +233,22 @@ class Backend:
             dh0 = dh0.reshape(state_shape(call, outputs.out))
         return None if not needs[0] or grad is None else grad.reshape(x.shape), dh0, *dweights
 
-    def layer_forward(self, layer: Layer) -> tuple[Tensor, Tensor]:  # out [R, H], h_n [B, H]
+    def layer_forward(self, layer: Layer) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+        """Computes one layer in one direction.
+
+        Returns:
+            out ``[R, H]``, h_n ``[B, H]`` and inner ``[R, H]``: leaky f(a), ctrnn v; None of an elman cell.
+        """
         raise NotImplementedError
 
     def layer_backward(
         self,
         layer: Layer,
         out: Tensor,  # [R, H], what layer_forward returned
+        inner: Optional[Tensor],  # [R, H], what layer_forward returned
         grad_out: Optional[Tensor],  # [R, H]; None stands for zeros
         grad_hn: Optional[Tensor],  # [B, H]; None stands for zeros
+        grad_inner: Optional[Tensor],  # [R, H]; None stands for zeros
         needs: Needs,
     ) -> Grads:
         raise NotImplementedError
@@ -225,7 +273,8 @@ def _looked_at(call: Call, outputs: Outputs) -> Outputs:
     width, out = len(network.reverse) * call.hidden_size, outputs.out
     shape = out.shape if out.dim() and out.shape[-1] == width and out.numel() == call.rows * width else None
     hidden = network.layers - 1, call.rows, width
-    shapes = shape, hidden, shape, state_shape(call, out), hidden
+    inner = network.layers, call.rows, width
+    shapes = shape, hidden, shape, state_shape(call, out), hidden, inner, inner
     for name, tensor, expected in zip(Outputs._fields, outputs, shapes, strict=True):
         if tensor is not None and (
             tensor.shape != expected or tensor.dtype is not dtype or tensor.device != device
@@ -264,14 +313,22 @@ def _layer(call: Call, i: int, x: Any, states: Sequence[Any]) -> Layer:
     """Layer and direction `i` of a call, with its input, [R, I]."""
     network = call.network
     weights = call.weights[i * network.per : (i + 1) * network.per]
-    weight_ih, weight_hh, bias_ih, bias_hh = weights if network.biases else (*weights, None, None)
-    walk = network.nonlinearity, call.batch_sizes, network.reverse[i % len(network.reverse)]
-    return Layer(x, states[i], weight_ih, weight_hh, bias_ih, bias_hh, *walk)
+    weight_ih, weight_hh, *rest = weights
+    bias_ih, bias_hh, *rest = rest if network.biases else (None, None, *rest)
+    walk = network.nonlinearity, call.batch_sizes, network.reverse[i % len(network.reverse)], network.cell
+    alpha = rest[0] if network.cell != "elman" else None
+    noise = rest[-1] if network.noise else None
+    return Layer(x, states[i], weight_ih, weight_hh, bias_ih, bias_hh, *walk, alpha, noise, call.resets)
 
 
 def _filled(tensor: Optional[Tensor], like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """`tensor` or, if it is None, something of that shape without memory."""
     return like.new_empty(()).expand(shape) if tensor is None else tensor
+
+
+def _side_by_side(rows: list[Tensor]) -> Tensor:
+    """The columns of each direction."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=-1)
 
 
 def _half(rows: Any, direction: int, directions: int) -> Any:
@@ -282,13 +339,13 @@ def _half(rows: Any, direction: int, directions: int) -> Any:
     return rows[:, direction * width : (direction + 1) * width].contiguous()
 
 
-def _of_weights(grads: Grads, needs: Sequence[bool]) -> list[Optional[Tensor]]:
-    """One gradient for each weight of a layer.
+def _of_weights(grads: Grads, needs: dict[str, bool]) -> list[Optional[Tensor]]:
+    """One gradient for each weight of a layer, by `Network.parts`.
 
     The biases' gradients are equal, but must not share memory: a caller may write to one of them.
     """
-    weights = [grads.weight_ih, grads.weight_hh]
-    if len(needs) == 2 or grads.bias is None:
-        return weights + [None] * (len(needs) - 2)
-    second = grads.bias.clone() if needs[2] and needs[3] else grads.bias
-    return [*weights, grads.bias if needs[2] else None, second if needs[3] else None]
+    found = grads._asdict()
+    found["bias_ih"] = found["bias_hh"] = grads.bias
+    if grads.bias is not None and needs["bias_ih"] and needs["bias_hh"]:
+        found["bias_hh"] = grads.bias.clone()
+    return [found[part] if needed else None for part, needed in needs.items()]

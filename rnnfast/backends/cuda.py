@@ -87,7 +87,7 @@ class CudaBackend(RecurrenceBackend):
                     f"hidden_size {problem.hidden_size} is over {limit}, up to which W_hh of"
                     f" {problem.dtype} fits into the registers of the device"
                 )
-        return None
+        return f"it has no kernel with {problem.extras}" if problem.extras else None
 
     def step_forward(self, layer: Layer) -> Tensor:
         out = torch.empty_like(layer.h0)

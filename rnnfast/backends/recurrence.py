@@ -44,21 +44,23 @@ class RecurrenceBackend(Backend):
         """``dpre_t = (grad_out_t + dpre_{t+1} @ W_hh) * act'(h_t)`` for all steps, walking back."""
         raise NotImplementedError
 
-    def layer_forward(self, layer: Layer) -> tuple[Tensor, Tensor]:
+    def layer_forward(self, layer: Layer) -> tuple[Tensor, Tensor, None]:
         x, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, *_ = layer
         bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
         with unrecorded(), products_as_cudnn(x.dtype):
             pre = linear(x, weight_ih, bias)
         if pre.numel() == 0:
-            return pre, h0.clone()
-        return self.recurrence_forward(pre, h0, weight_hh, nonlinearity, _sequences(layer))
+            return pre, h0.clone(), None
+        return *self.recurrence_forward(pre, h0, weight_hh, nonlinearity, _sequences(layer)), None
 
     def layer_backward(
         self,
         layer: Layer,
         out: Tensor,
+        inner: Optional[Tensor],
         grad_out: Optional[Tensor],
         grad_hn: Optional[Tensor],
+        grad_inner: Optional[Tensor],
         needs: Needs,
     ) -> Grads:
         x, h0, weight_ih, weight_hh, _, _, nonlinearity, *_ = layer

@@ -54,7 +54,7 @@ class TritonBackend(RecurrenceBackend):
             return f"dtype {problem.dtype} is not one of float32, bfloat16, float16"
         if INTERPRETED and problem.dtype == "bfloat16":
             return "Triton's interpreter multiplies bfloat16 wrongly"
-        return None
+        return f"it has no kernel with {problem.extras}" if problem.extras else None
 
     def step_forward(self, layer: Layer) -> Tensor:
         from ..kernels import step

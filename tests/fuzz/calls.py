@@ -111,7 +111,7 @@ def call_of(
         if not ours:
             result: Any = torch_call(network, x, hx, _both_biases(p, weights), batch_sizes)
         elif p.target not in FUNCTIONS:
-            inputs = (x, hx, weights, batch_sizes, *derivative.fields(network))
+            inputs = (x, hx, weights, batch_sizes, None, *derivative.fields(network))
             result = torch.ops.rnnfast.rnn(*inputs, False, p.backend)[:2]
         elif network.step:
             result = (functional.rnn_step(x, hx, *_four(weights), p.nonlinearity, backend=p.backend),)
@@ -232,11 +232,11 @@ def _our_backward(p: Problem, tensors: dict[str, Any]) -> dict[str, Tensor | Non
     t = {n: v.detach() if isinstance(v, Tensor) else v for n, v in tensors.items()}
     wanted = _wanted(p)
     weights = [t.get(name) for name, _ in layer_weights(p)]
-    inputs = (t["x"], t["hx"], weights, t.get("batch_sizes"), *derivative.fields(network_of(p)))
+    inputs = (t["x"], t["hx"], weights, t.get("batch_sizes"), None, *derivative.fields(network_of(p)))
     one_step = p.target in STEPS
     grad_out = t["grad_output"] if one_step or "output" in p.used else None
     grad_hn = None if one_step or "h_n" not in p.used else t["grad_h_n"]
-    outputs = (t["output"], t.get("hidden"), grad_out, grad_hn)
+    outputs = (t["output"], t.get("hidden"), None, grad_out, grad_hn, None)
     grads = torch.ops.rnnfast.rnn_backward(*inputs, *outputs, list(wanted.values()), p.backend)
     names = [f"gradient of {name}" for name, needed in wanted.items() if needed]
     return dict(zip(names, grads, strict=True))

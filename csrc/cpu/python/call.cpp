@@ -50,7 +50,8 @@ PyObject* no_call() {
 
 void release(PyObject* self) {
   Call* call = reinterpret_cast<Call*>(self);
-  for (PyObject* object : {call->network, call->x, call->h0, call->weights, call->batch_sizes, call->problem})
+  for (PyObject* object :
+       {call->network, call->x, call->h0, call->weights, call->batch_sizes, call->resets, call->problem})
     Py_XDECREF(object);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
@@ -68,10 +69,12 @@ Call* new_call(PyObject* network, const Network& net, const Call* other) {
   }
   call->net = net;
   call->network = Py_NewRef(network);
-  for (PyObject** object : {&call->x, &call->h0, &call->weights, &call->batch_sizes}) *object = Py_NewRef(Py_None);
+  for (PyObject** object : {&call->x, &call->h0, &call->weights, &call->batch_sizes, &call->resets})
+    *object = Py_NewRef(Py_None);
   call->problem = other ? Py_NewRef(other->problem) : nullptr;
   call->x_data = call->h0_data = nullptr;
   call->sizes = nullptr;
+  call->resets_data = nullptr;
   return call;
 }
 
@@ -123,12 +126,13 @@ bool are_batch_sizes(const int64_t* sizes, int64_t steps, int64_t rows) {
   return steps > 0 && sum == rows;
 }
 
-// (kind, device, dtype, I, H, B, T, packed, layers, directions): how rnnfast/dispatch.py knows a call.
+// (kind, device, dtype, I, H, B, T, packed, layers, directions, nonlinearity, cell, noise, resets): how
+// rnnfast/dispatch.py knows a call.
 PyObject* problem_of(const Call* call) {
   const Owned where(call->like.on_cpu() ? Py_NewRef(cpu) : PyObject_GetAttr(call->x, device));
   if (!where) return nullptr;
   const long long numbers[] = {call->input_size, call->hidden_size, call->batch, call->steps};
-  Owned problem(PyTuple_New(10));
+  Owned problem(PyTuple_New(14));
   if (!problem) return nullptr;
   PyTuple_SET_ITEM(problem.get(), 0, Py_NewRef(call->net.step ? kind_step : kind_sequence));
   PyTuple_SET_ITEM(problem.get(), 1, Py_NewRef(where.get()));
@@ -137,14 +141,30 @@ PyObject* problem_of(const Call* call) {
   PyTuple_SET_ITEM(problem.get(), 7, Py_NewRef(call->packed ? Py_True : Py_False));
   PyTuple_SET_ITEM(problem.get(), 8, PyLong_FromLong(call->net.layers));
   PyTuple_SET_ITEM(problem.get(), 9, PyLong_FromLong(call->net.directions));
+  for (int i = 0; i < 4; ++i) {
+    const int field = i == 0 ? 0 : 8 + i;
+    PyTuple_SET_ITEM(problem.get(), 10 + i, Py_NewRef(PyTuple_GET_ITEM(call->network, field)));
+  }
   return problem.release();
 }
 
 void set(PyObject** field, PyObject* value) { Py_SETREF(*field, Py_NewRef(value)); }
 
-// (network, x, h0, weights, batch_sizes) -> a Call, or None
+// Keeps `resets` [R], which may be None, in the call. Returns false if it does not go with the call.
+bool take_resets(Call* call, PyObject* resets) {
+  if (resets == Py_None) return true;
+  int64_t count;
+  if (!call->net.resets || call->packed ||
+      !torch.viewer.look_at_bytes(resets, call->like, &call->resets_data, &count) || count != call->rows)
+    return false;
+  set(&call->resets, resets);
+  return true;
+}
+
+// (network, x, h0, weights, batch_sizes, resets=None) -> a Call, or None
 PyObject* read(PyObject*, PyObject* const* args, Py_ssize_t n) {
-  if (n != 5) return PyErr_Format(PyExc_TypeError, "5 arguments, got %zd", n);
+  if (n != 5 && n != 6) return PyErr_Format(PyExc_TypeError, "5 or 6 arguments, got %zd", n);
+  PyObject* const resets = n == 6 ? args[5] : Py_None;
   Network net;
   View x, h0, weight;
   if (!net.read(args[0]) || !torch.viewer.look(args[1], &x)) return no_call();
@@ -158,7 +178,7 @@ PyObject* read(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (!are_batch_sizes(call->sizes, steps, x.shape[0])) return no_call();
     call->steps = steps;
   }
-  if (!measure(call, x)) return no_call();
+  if (!measure(call, x) || net.resets != (resets != Py_None) || !take_resets(call, resets)) return no_call();
   if (!torch.viewer.look(PyTuple_GET_ITEM(args[3], 1), &weight) || weight.ndim != 2 ||
       !measure_states(call, weight.shape[0]))
     return no_call();
@@ -190,9 +210,10 @@ PyObject* bare(PyObject* self, PyObject*) {
   return reinterpret_cast<PyObject*>(new_call(call->network, call->net, call));
 }
 
-// (x, h0, weights, batch_sizes) -> a Call of the same sizes with these tensors; x, h0 and each weight may be None
+// (x, h0, weights, batch_sizes, resets=None) -> a Call of the same sizes with these tensors; x, h0 and each weight may
+// be None
 PyObject* having(PyObject* self, PyObject* const* args, Py_ssize_t n) {
-  if (n != 4) return PyErr_Format(PyExc_TypeError, "4 arguments, got %zd", n);
+  if (n != 4 && n != 5) return PyErr_Format(PyExc_TypeError, "4 or 5 arguments, got %zd", n);
   const Call* bare_call = reinterpret_cast<Call*>(self);
   const Network& net = bare_call->net;
   if (!PyTuple_Check(args[2]) || PyTuple_GET_SIZE(args[2]) != net.count() * net.per)
@@ -224,6 +245,8 @@ PyObject* having(PyObject* self, PyObject* const* args, Py_ssize_t n) {
     PyTuple_SET_ITEM(weights.get(), i, weight.release());
   }
   set(&call->weights, weights.get());
+  if (n == 5 && !take_resets(call, args[4]))
+    return PyErr_Format(PyExc_RuntimeError, "resets are not those that the forward pass of this call had");
   if (args[3] == Py_None) return owner.release();
   int64_t steps;
   if (!torch.viewer.look_at_numbers(args[3], &call->sizes, &steps) || steps != call->steps ||
@@ -260,17 +283,12 @@ PyObject* setup(PyObject*, PyObject* const* args, Py_ssize_t n) {
 }
 
 #define FIELD(name, type) {#name, type, offsetof(Call, name), READONLY, nullptr}
-PyMemberDef members[] = {FIELD(network, T_OBJECT),
-                         FIELD(x, T_OBJECT),
-                         FIELD(h0, T_OBJECT),
-                         FIELD(weights, T_OBJECT),
-                         FIELD(batch_sizes, T_OBJECT),
-                         FIELD(problem, T_OBJECT),
-                         FIELD(steps, T_LONGLONG),
-                         FIELD(batch, T_LONGLONG),
-                         FIELD(rows, T_LONGLONG),
-                         FIELD(input_size, T_LONGLONG),
-                         FIELD(hidden_size, T_LONGLONG),
+PyMemberDef members[] = {FIELD(network, T_OBJECT),      FIELD(x, T_OBJECT),
+                         FIELD(h0, T_OBJECT),           FIELD(weights, T_OBJECT),
+                         FIELD(batch_sizes, T_OBJECT),  FIELD(resets, T_OBJECT),
+                         FIELD(problem, T_OBJECT),      FIELD(steps, T_LONGLONG),
+                         FIELD(batch, T_LONGLONG),      FIELD(rows, T_LONGLONG),
+                         FIELD(input_size, T_LONGLONG), FIELD(hidden_size, T_LONGLONG),
                          {nullptr, 0, 0, 0, nullptr}};
 
 PyMethodDef methods[] = {{"bare", bare, METH_NOARGS, nullptr},
