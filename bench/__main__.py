@@ -14,6 +14,10 @@ COMMANDS = {
     "report": ("bench.report.report:main", "results as tables and pictures; --all: the documents' tables"),
     "compare": ("bench.report.compare:main", "which cells moved between two runs, beyond their spread"),
     "calls": ("bench.machine.calls:main", "what a call costs before anything is computed"),
+    "cells": (
+        "bench.machine.cells:main",
+        "leaky and continuous-time cells, resets: beside Elman's, and loops",
+    ),
     "ceiling": ("bench.machine.ceiling:main", "how near to the FMA peak products and recurrences come"),
     "memory": ("bench.suites.memory:main", "peak memory of one contender's training step"),
     "gpu": ("bench.gpu.run:main", "everything that has to be found out on a GPU, in ten minutes"),

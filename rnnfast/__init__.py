@@ -3,8 +3,20 @@
 from . import flops, functional  # noqa: F401, flops adds its formulas to torch's
 from .cell import RNNCell
 from .config import explain, show_config
+from .continuous import CTRNN, LeakyRNN
 from .convert import convert, revert
 from .modules import RNN
 from .version import __version__
 
-__all__ = ["RNN", "RNNCell", "__version__", "convert", "explain", "functional", "revert", "show_config"]
+__all__ = [
+    "CTRNN",
+    "RNN",
+    "LeakyRNN",
+    "RNNCell",
+    "__version__",
+    "convert",
+    "explain",
+    "functional",
+    "revert",
+    "show_config",
+]

@@ -120,11 +120,16 @@ def check_names(nonlinearity: Any, backend: Any, step: bool = False) -> None:
     """Raises ValueError for an unknown nonlinearity, as torch does, TypeError if backend is no str."""
     if step and nonlinearity not in ("tanh", "relu"):
         TorchRNN(1, 1, nonlinearity=nonlinearity)
+    check_nonlinearity(nonlinearity)
+    if not isinstance(backend, str):
+        raise TypeError(f"argument 'backend' must be str, not {type(backend).__name__}")
+
+
+def check_nonlinearity(nonlinearity: Any) -> None:
+    """Raises ValueError for one that sequences don't have."""
     if nonlinearity not in NONLINEARITIES:
         known = ", ".join(map(repr, NONLINEARITIES))
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from {known}.")
-    if not isinstance(backend, str):
-        raise TypeError(f"argument 'backend' must be str, not {type(backend).__name__}")
 
 
 def check_network(network: Network) -> None:
@@ -137,6 +142,14 @@ def check_network(network: Network) -> None:
     known = layers >= 1 and reverse in ((False,), (True,), (False, True))
     if not known or (network.step and (layers, reverse) != (1, (False,))):
         raise ValueError(f"there is no network of {layers} layers and the directions {list(reverse)}")
+
+
+def check_alpha(alpha: Any) -> None:
+    """Raises TypeError for what is no number, ValueError for one outside of (0, 1]."""
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
+        raise TypeError(f"argument 'alpha' must be float or Tensor, not {type(alpha).__name__}")
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha must be in (0, 1], got {alpha}")
 
 
 def check_extras(
@@ -164,30 +177,27 @@ def check_extras(
         )
 
 
-def flat_resets(resets: Any, x: Any, packed: bool) -> Any:
-    """``[R]``, as a call has them, of resets ``[T, B]`` for x ``[T, B, I]``; of another x as they are.
+def check_resets(resets: Any, x: Any, packed: bool) -> None:
+    """Looks at what says where x starts from zero: one bool for each of its rows, in its layout.
 
     Raises:
         TypeError: not a tensor.
-        ValueError: beside batch_sizes.
+        ValueError: beside packed sequences.
         RuntimeError: of another dtype, shape or device.
     """
     if resets is None:
-        return None
+        return
     if not isinstance(resets, Tensor):
         raise TypeError(f"argument 'resets' must be Tensor, not {type(resets).__name__}")
     if packed:
         raise ValueError(
             "resets and packed sequences don't go together: pad the batch, or cut sequences at their resets"
         )
-    if not isinstance(x, Tensor) or x.dim() != 3:  # an error of x, which is found later
-        return resets
-    if resets.dtype is not torch.bool or resets.shape != x.shape[:2] or resets.device != x.device:
+    if resets.dtype is not torch.bool or resets.shape != x.shape[:-1] or resets.device != x.device:
         raise RuntimeError(
-            f"resets must be [T, B] = {list(x.shape[:2])} of torch.bool on {x.device};"
-            f" got {described(resets)}"
+            f"resets must be {list(x.shape[:-1])}, of torch.bool and on {x.device}, beside an input of"
+            f" {list(x.shape)}; got {described(resets)}"
         )
-    return resets.reshape(-1)
 
 
 def check_packed(batch_sizes: Tensor, x: Tensor, h0: Optional[Tensor]) -> None:
@@ -264,7 +274,7 @@ def check_backward(
     """
     x, h0, weights, batch_sizes, resets = inputs
     if resets is not None and batch_sizes is not None:
-        flat_resets(resets, x, packed=True)
+        check_resets(resets, x, packed=True)
     packed, dtype, device = batch_sizes is not None, x.dtype, x.device
     directions = len(network.reverse)
     count = network.layers * directions

@@ -18,8 +18,9 @@ NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}  # by RNNBase.mode, wh
 FLAGS = ("bias", "batch_first", "bidirectional", "training")
 SIZES = ("num_layers", "hidden_size", "proj_size")
 
-# Those of RNN that decide which kernel runs and on what.
+# Those of RNN that decide which kernel runs and on what, and those of LeakyRNN and CTRNN.
 DESCRIBING = frozenset({"mode", "dropout", "input_size", *FLAGS, *SIZES})
+DESCRIBING |= {"nonlinearity", "alpha", "noise_std", "noise_in_eval"}
 
 
 def at_odds(module: torch.nn.RNNBase) -> Optional[str]:

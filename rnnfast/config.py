@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import torch
 from torch import Tensor
@@ -129,6 +129,10 @@ def _problem(module: Union[RNN, RNNCell], input: Union[Tensor, PackedSequence]) 
             batch, steps = 1, rows.shape[0]
         else:
             batch, steps = rows.shape[:2] if module.batch_first else (rows.shape[1], rows.shape[0])
+    extras: dict[str, Any] = {"nonlinearity": module.nonlinearity}
+    if isinstance(module, RNN):
+        network = module._described()
+        extras = {"nonlinearity": network.nonlinearity, "cell": network.cell, "noise": network.noise}
     device = rows.device.type
     autocast = torch.is_autocast_enabled(device) and rows.dtype is not torch.float64
     return Problem(
@@ -145,4 +149,5 @@ def _problem(module: Union[RNN, RNNCell], input: Union[Tensor, PackedSequence]) 
         grad=needs_grad(rows, *module.parameters()),
         deterministic=torch.are_deterministic_algorithms_enabled(),
         tf32=device == "cuda" and tf32(),
+        **extras,
     )

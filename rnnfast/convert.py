@@ -8,6 +8,7 @@ import torch
 
 from . import dispatch
 from .cell import RNNCell
+from .continuous import CTRNN, LeakyRNN
 from .modules import RNN
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -52,7 +53,15 @@ def revert(model: Model) -> Model:
     stay the same. Then `model` can be saved for, exported to or quantised by what doesn't know rnnfast.
     Subclasses are left alone, and so is a module under `torch.nn.utils.parametrize`, which has a class of its
     own.
+
+    Raises:
+        RuntimeError: there are a `LeakyRNN` or `CTRNN` in it, of which torch has no counterpart.
     """
+    without = [name for name, module in model.named_modules() if isinstance(module, (LeakyRNN, CTRNN))]
+    if without:
+        raise RuntimeError(
+            f"torch has no counterpart of {', '.join(map(repr, without))}; nothing was changed"
+        )
     for module in model.modules():
         if type(module) in _OURS:
             module.revert()  # type: ignore[operator]

@@ -20,7 +20,15 @@ from torch import Tensor, is_grad_enabled
 from torch.overrides import handle_torch_function
 
 from . import onnx, ops
-from .arguments import check_names, check_network, check_packed, fits, flat_resets, left_to_torch
+from .arguments import (
+    check_alpha,
+    check_names,
+    check_network,
+    check_packed,
+    check_resets,
+    fits,
+    left_to_torch,
+)
 from .backends.aten import torch_call
 from .call import CELLS, Call, Network, made, read
 from .context import (
@@ -176,7 +184,8 @@ def rnn_sequence(
     if not plain:
         extras = _extras(input, weight_hh, cell, alpha, noise)
         weights = (*weights, *(tensor for tensor in extras[1:] if tensor is not None))
-        resets = flat_resets(resets, input, batch_sizes is not None)
+        if resets is not None:
+            resets = _flat(resets, input, batch_sizes is not None)
         network = network._replace(cell=extras[0], noise=noise is not None, resets=resets is not None)
         if undisturbed():
             call = read(network, input, h0, weights, batch_sizes, resets)
@@ -220,12 +229,13 @@ def _extras(
     return cell, weight_hh.new_full(weight_hh.shape[:1], alpha), noise
 
 
-def check_alpha(alpha: Any) -> None:
-    """Raises TypeError for what is no number, ValueError for one outside of (0, 1]."""
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
-        raise TypeError(f"argument 'alpha' must be float or Tensor, not {type(alpha).__name__}")
-    if not 0 < alpha <= 1:
-        raise ValueError(f"alpha must be in (0, 1], got {alpha}")
+def _flat(resets: Any, x: Any, packed: bool) -> Tensor:
+    """``[R]``, as a call has them, of ``[T, B]``. Beside an x that has other dimensions, which is an error
+    that is found later, they are as they were."""
+    if packed or not isinstance(resets, Tensor) or (isinstance(x, Tensor) and x.dim() == 3):
+        check_resets(resets, x, packed)
+        return resets.reshape(-1)
+    return resets
 
 
 def rnn_stack(
@@ -259,11 +269,10 @@ def rnn_stack(
         As `rnn_sequence`.
     """
     given = (input, h0, *weights)
-    resets = flat_resets(resets, input, batch_sizes is not None)
     if inner and network.cell == "elman":
         raise ValueError("an elman cell has nothing beside its output")
     if resets is not None:
-        network = network._replace(resets=True)
+        network, resets = network._replace(resets=True), _flat(resets, input, batch_sizes is not None)
     if undisturbed():
         call = read(network, input, h0, weights, batch_sizes, resets)
         if call is not None:

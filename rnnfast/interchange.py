@@ -63,10 +63,10 @@ class Interchangeable(torch.nn.Module):
             self.__dict__.pop(name, None)
         self.__class__ = self.counterpart  # type: ignore[assignment]
 
-    def leaf(self, *args: Any) -> Any:
+    def leaf(self, *args: Any, **options: Any) -> Any:
         """Records a call of this module in the torch.fx graph being traced, as fx does for torch's own."""
         tracer = args[0].tracer
         if self is tracer.root:
             name = type(self).__name__
             raise TypeError(f"torch.fx takes {name} for a leaf: trace a module that contains it, not itself")
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, options)

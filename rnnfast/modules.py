@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Optional, Union, overload
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch
-from .arguments import left_to_torch, strided
+from .arguments import check_resets, left_to_torch, strided
 from .attributes import DESCRIBING, NONLINEARITIES, at_odds, no_tensor
 from .call import Network, read
 from .context import autocast_on, tracing, undisturbed
@@ -125,25 +126,31 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         )
 
     @overload
-    def forward(self, input: Tensor, hx: Optional[Tensor] = None) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self, input: Tensor, hx: Optional[Tensor] = None, resets: Optional[Tensor] = None
+    ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Optional[Tensor] = None
+        self, input: PackedSequence, hx: Optional[Tensor] = None, resets: None = None
     ) -> tuple[PackedSequence, Tensor]: ...
 
-    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Tensor]:
+    # Not a keyword alone, as torch's exporter that traces hands over every default by its position.
+    def forward(self, input: Any, hx: Any = None, resets: Any = None) -> Any:
         """Runs all layers.
 
         Args:
             input: ``[T, B, I]`` (``[B, T, I]`` if batch_first), unbatched ``[T, I]``, or a PackedSequence.
             hx: initial states ``[layers * directions, B, H]``, without B for unbatched input; zeros if None.
+            resets: ``[T, B]``, in the layout of the input, of torch.bool; torch's RNN has no such argument.
+                Where it is set, every layer starts the step from a state of zeros, in either direction.
 
         Returns:
             output, ``[T, B, directions * H]`` in the layout of the input, and h_n, like hx.
 
         Raises:
-            ValueError, RuntimeError: as `torch.nn.RNN` does.
+            ValueError, RuntimeError: as `torch.nn.RNN` does; for resets of another shape, dtype or device,
+                or beside a PackedSequence.
         """
         # Read anew in each call, so that whatever replaces weights is seen: pruning, parametrizations,
         # functional_call. Most are still parameters, and finding those in their dict is several times faster
@@ -153,7 +160,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
             [parameters[n] if n in parameters else getattr(self, n) for n in self._flat_weights_names]
         )
         network = self._network
-        if network is not None and undisturbed():
+        if network is not None and resets is None and undisturbed():
             if type(input) is not PackedSequence:
                 call = read(network, input, hx, weights, None)
                 if call is not None:
@@ -165,19 +172,32 @@ class RNN(Interchangeable, torch.nn.RNNBase):
                 if call is not None:
                     output, h_n, *_ = run(call, self.backend)
                     return _packed(output, input), _unsorted(h_n, unsorted_indices)
-        return self._prepared(input, hx, weights)
+        return self._prepared(input, hx, weights, resets)
 
-    def _prepared(self, input: Any, hx: Any, weights: tuple[Any, ...]) -> tuple[Any, Tensor]:
-        """Makes a call time-major and batched, or leaves it to torch's class."""
+    # Whether torch's class computes the same of the same weights.
+    _is_torchs = True
+
+    def _prepared(
+        self, input: Any, hx: Any, weights: tuple[Any, ...], resets: Any, states: bool = False
+    ) -> tuple[Any, ...]:
+        """Makes a call time-major and batched, or leaves it to torch's class.
+
+        Returns:
+            output and h_n and, with `states`, the states of the last layer, in the layout of the output.
+        """
         if isinstance(input, torch.fx.Proxy):
-            return self.leaf(input, hx)
+            options = {} if resets is None else {"resets": resets}
+            return self.leaf(input, hx, **options, **({"return_states": True} if states else {}))
         data = input.data if isinstance(input, PackedSequence) else input
         wrong = no_tensor(input, hx) or at_odds(self)
         tensors = (data, hx, *weights)
-        if wrong is not None or tracing() or shown_to_others(self.backend, *tensors):
-            return self.torchs(input, hx, wrong)
+        theirs = self._is_torchs and resets is None
+        if wrong is not None or (theirs and (tracing() or shown_to_others(self.backend, *tensors))):
+            return self._left(theirs, input, hx, wrong)
         if not strided(data, hx):
-            return left_to_torch(self.torchs(input, hx), self.backend, tensors)
+            return left_to_torch(self._left(theirs, input, hx), self.backend, tensors)
+        if resets is not None:
+            check_resets(resets, data, isinstance(input, PackedSequence))
         if isinstance(input, PackedSequence):
             rows, batch_sizes, sorted_indices, unsorted_indices = input
             # A graph has no number for batch_sizes[0]; there the operator checks hx when it runs.
@@ -185,25 +205,46 @@ class RNN(Interchangeable, torch.nn.RNNBase):
             batch = int(batch_sizes[0]) if known else hx.shape[1]
             state = hx if hx is None or sorted_indices is None else hx.index_select(1, sorted_indices)
             if not self._fits(rows, state, batch, 2, weights):
-                return self.torchs(input, hx)
+                return self._left(theirs, input, hx)
             if state is None and torch.compiler.is_compiling():  # a graph can't ask batch_sizes for B again
-                states = self.num_layers * (2 if self.bidirectional else 1)
-                state = rows.new_zeros(states, batch, self.hidden_size)
-            output, h_n = self._segments(rows, state, batch_sizes, weights)
-            return _packed(output, input), _unsorted(h_n, unsorted_indices)
+                count = self.num_layers * (2 if self.bidirectional else 1)
+                state = rows.new_zeros(count, batch, self.hidden_size)
+            output, h_n, *every = self._segments(rows, state, batch_sizes, weights, None, states)
+            last = _unsorted(h_n, unsorted_indices)
+            return _packed(output, input), last, *(_packed(v, input) for v in every)
         unbatched = input.dim() == 2
         if unbatched:
             rows, state = input.unsqueeze(1), None if hx is None else hx.unsqueeze(1)
+            resets = None if resets is None else resets.unsqueeze(1)
         elif input.dim() == 3:
             rows, state = input.transpose(0, 1) if self.batch_first else input, hx
+            resets = resets.transpose(0, 1) if self.batch_first and resets is not None else resets
         else:
-            return self.torchs(input, hx)  # raises torch's own error
+            return self._left(theirs, input, hx)  # raises torch's own error
         if not self._fits(rows, state, rows.shape[1], 3, weights):
-            return self.torchs(input, hx)
-        output, h_n = self._segments(rows, state, None, weights)
+            return self._left(theirs, input, hx)
+        output, h_n, *every = self._segments(rows, state, None, weights, resets, states)
         if unbatched:
-            return output.squeeze(1), h_n.squeeze(1)
-        return (output.transpose(0, 1) if self.batch_first else output), h_n
+            return output.squeeze(1), h_n.squeeze(1), *(v.squeeze(1) for v in every)
+        if self.batch_first:
+            return output.transpose(0, 1), h_n, *(v.transpose(0, 1) for v in every)
+        return output, h_n, *every
+
+    def _left(self, theirs: bool, input: Any, hx: Any, cause: Optional[str] = None) -> Any:
+        """What torch's class makes of arguments that no kernel takes, mostly an error.
+
+        Raises:
+            RuntimeError: it takes them, but would not compute what this call is (not `theirs`).
+        """
+        result = self.torchs(input, hx, cause)
+        if theirs:
+            return result
+        data = input.data if isinstance(input, PackedSequence) else input
+        raise RuntimeError(
+            f"{type(self).__name__} takes dense tensors of one dtype (float64, float32, bfloat16 or"
+            f" float16) on one device; got an input of {data.dtype} on {data.device}"
+            f"{'' if cause is None else f' ({cause})'}"
+        )
 
     def _fits(
         self, rows: Tensor, hx: Optional[Tensor], batch: int, dims: int, weights: tuple[Any, ...]
@@ -227,12 +268,15 @@ class RNN(Interchangeable, torch.nn.RNNBase):
         hx: Optional[Tensor],
         batch_sizes: Optional[Tensor],
         weights: tuple[Any, ...],
-    ) -> tuple[Tensor, Tensor]:
-        """The stack, cut wherever dropout comes between two layers."""
+        resets: Optional[Tensor],
+        states: bool,
+    ) -> tuple[Tensor, ...]:
+        """The stack, cut wherever dropout comes between two layers; see `_prepared` for `states`."""
         network = self._described()._replace(batch_first=False, input_size=None)
+        weights = self._completed(network, weights, math.prod(rows.shape[:-1]))
+        given = batch_sizes, self.backend, resets, states
         if not (self.training and self.dropout and self.num_layers > 1):
-            output, h_n = rnn_stack(network, rows, hx, weights, batch_sizes, self.backend)
-            return output, h_n
+            return _with_last_states(rnn_stack(network, rows, hx, weights, *given))
         directions = len(network.reverse)
         each, layer = directions * network.per, network._replace(layers=1)
         last = []
@@ -241,9 +285,18 @@ class RNN(Interchangeable, torch.nn.RNNBase):
                 rows = torch.dropout(rows, self.dropout, True)
             state = None if hx is None else hx[i * directions : (i + 1) * directions]
             mine = weights[i * each : (i + 1) * each]
-            rows, h_n = rnn_stack(layer, rows, state, mine, batch_sizes, self.backend)
+            rows, h_n, *every = _with_last_states(rnn_stack(layer, rows, state, mine, *given))
             last.append(h_n)
-        return rows, torch.cat(last)
+        return rows, torch.cat(last), *every
+
+    def _completed(self, network: Network, weights: tuple[Any, ...], rows: int) -> tuple[Any, ...]:
+        """The weights of a call of so many rows, of this module's own."""
+        return weights
+
+
+def _with_last_states(results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The results of `rnn_stack`, but of inner that of the last layer, in the layout of the output."""
+    return results if len(results) == 2 else (*results[:2], results[2][-1].reshape(results[0].shape))
 
 
 def _packed(rows: Tensor, like: PackedSequence) -> PackedSequence:

@@ -25,8 +25,8 @@ from .arguments import (
     check_names,
     check_network,
     check_packed,
+    check_resets,
     fits,
-    flat_resets,
     left_to_torch,
 )
 from .backends.aten import torch_call
@@ -76,7 +76,7 @@ def _looked_at(arguments: Sequence[Any], backend: str, fake: bool) -> Optional[C
         check_packed(batch_sizes, x, h0)
     packed = batch_sizes is not None
     if packed and resets is not None:
-        flat_resets(resets, x, packed)
+        check_resets(resets, x, packed)
     if len(weights) < 2 or not fits(network, x, h0, weights, packed, resets):
         return None
     return made(network, x, h0, tuple(weights), batch_sizes, resets)

@@ -151,15 +151,17 @@ def call_of(
     h0: Optional[Tensor],
     weights: tuple[Tensor, ...],
     batch_sizes: Optional[Tensor] = None,
+    resets: Optional[Tensor] = None,
 ) -> Call:
     """A call for `Backend.forward`, which has passed the checks that every call passes."""
-    call = read(network, x, h0, weights, batch_sizes)
+    call = read(network, x, h0, weights, batch_sizes, resets)
     if call is not None:
         return call
     if batch_sizes is not None:
         check_packed(batch_sizes, x, h0)
-    assert fits(network, x, h0, weights, batch_sizes is not None), "these are not the arguments of a call"
-    return dense_call(made(network, x, h0, weights, batch_sizes))
+    fit = fits(network, x, h0, weights, batch_sizes is not None, resets)
+    assert fit, "these are not the arguments of a call"
+    return dense_call(made(network, x, h0, weights, batch_sizes, resets))
 
 
 def backward(

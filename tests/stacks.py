@@ -14,7 +14,7 @@ from rnnfast import dispatch, testing
 from rnnfast.backends.base import Backend, read_by
 from rnnfast.call import Call, Network
 
-Results = dict[str, Tensor]  # out, h_n and hidden; or gradients by `Stack.names`
+Results = dict[str, Tensor]  # out, h_n, hidden and inner; or gradients by `Stack.names`
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,13 @@ class Stack:
     def names(self) -> tuple[str, ...]:
         """Of x, h0 and each weight, which has the number of its layer and direction."""
         network = self.call.network
-        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: network.per]
         count = network.layers * len(network.reverse)
-        return "x", "h0", *(f"{kind}.{i}" for i in range(count) for kind in kinds)
+        return "x", "h0", *(f"{kind}.{i}" for i in range(count) for kind in network.parts)
 
     def forward(self, solver: Backend) -> Results:
-        return dict(zip(("out", "h_n", "hidden"), solver.forward(self.call), strict=False))
+        network = self.call.network
+        names = ["out", "h_n"] + ["hidden"] * (network.layers > 1) + ["inner"] * (network.cell != "elman")
+        return dict(zip(names, solver.forward(self.call), strict=True))
 
     def backward(
         self, solver: Backend, results: Results, wanted: Optional[Collection[str]] = None
@@ -45,7 +46,7 @@ class Stack:
         read = read_by(call.network, needs, call.steps > 1)
         given = (call.x, call.h0, *call.weights)
         x, h0, *weights = (t if needed else None for t, needed in zip(given, read, strict=True))
-        call = call.bare().having(x, h0, tuple(weights), call.batch_sizes)
+        call = call.bare().having(x, h0, tuple(weights), call.batch_sizes, call.resets)
         outputs = tuple(results.values())
         grads = testing.backward(solver, call, outputs, (self.grad_out, self.grad_hn), needs)
         assert [grad is not None for grad in grads] == list(needs)
@@ -75,8 +76,11 @@ def make(
     for width in [inputs] * directions + [directions * hidden] * directions * (layers - 1):
         weights += [normal(hidden, width) / width**0.5, normal(hidden, hidden) / hidden**0.5 / 4]
         weights += [normal(hidden), normal(hidden)] if network.get("biases", True) else []
+        weights += [normal(hidden).sigmoid()] if network.get("cell", "elman") != "elman" else []
+        weights += [normal(steps * batch, hidden) / 4] if network.get("noise") else []
+    resets = torch.arange(steps * batch) % 3 == 1 if network.get("resets") else None
     state = (layers * directions, batch, hidden)
-    tensors = normal(*rows, inputs), normal(*state) if h0 else None, tuple(weights), batch_sizes
+    tensors = normal(*rows, inputs), normal(*state) if h0 else None, tuple(weights), batch_sizes, resets
     call = testing.call_of(Network(layers=layers, module=True, **network), *tensors)
     return Stack(call, normal(*rows, directions * hidden), normal(*state))
 

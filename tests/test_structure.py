@@ -27,6 +27,7 @@ derivative onnx
 ops
 flops functional
 modules cell
+continuous
 config convert
 inspect testing
 """.strip().splitlines()

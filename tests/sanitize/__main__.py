@@ -28,6 +28,7 @@ PYTEST.append("--capture=sys")  # the sanitizers' reports are let through
 KERNELS = [
     "tests/test_cpu_kernels.py",
     "tests/test_cpu_stacks.py",
+    "tests/test_cpu_cells.py",
     "tests/test_call.py",
     "tests/test_call_backward.py",
     "tests/test_functional.py",
@@ -137,7 +138,7 @@ def team(short: bool) -> int:
         harness = str(build.team(name))
         if not _found([harness, "race"], "data race", TSAN_OPTIONS="halt_on_error=1"):
             return 1
-        status |= _run([harness, *(["2"] if short else [])], TSAN_OPTIONS="halt_on_error=1")
+        status |= _run([harness, *(["4"] if short else [])], TSAN_OPTIONS="halt_on_error=1")
     return status
 
 

@@ -71,6 +71,8 @@ struct Shape {
   int64_t T, B, I, H;
   bool packed;
   int layers = 1, directions = 1;
+  Cell cell = Cell::kElman;
+  bool extras = false;  // noise and, of a dense batch, resets
 };
 
 // Forward and backward; all that is computed, one after the other.
@@ -88,26 +90,39 @@ std::vector<char> run(DType dtype, Activation activation, const Shape& s, bool r
              dh_n = numbers(dtype, states, 7);
   const auto fresh = [&](int64_t count) { return std::vector<char>(size_t(count) * kItemSize[int(dtype)]); };
   auto hidden = fresh((L - 1) * rows * width), out = fresh(rows * width), h_n = fresh(states), dx = fresh(rows * s.I),
-       dh0 = fresh(states);
+       dh0 = fresh(states), inner = fresh(L * rows * width);
+  const auto alpha = numbers(dtype, s.H, 8), noise = numbers(dtype, rows * s.H, 9),
+             dinner = numbers(dtype, L * rows * width, 10);
+  std::vector<uint8_t> resets;
+  for (int64_t r = 0; r < rows; ++r) resets.push_back(r % 7 == 3);
   std::vector<const void*> weights;
   std::vector<std::vector<char>> gradients;
   for (int i = 0; i < L * D; ++i)
-    for (const auto* weight : {&w_ih, &w_hh, &bias, &bias}) {
+    for (const auto* weight : {&w_ih, &w_hh, &bias, &bias, &alpha, &noise}) {
+      if ((weight == &alpha && s.cell == Cell::kElman) || (weight == &noise && !s.extras)) continue;
       weights.push_back(weight->data());
-      gradients.push_back(fresh(weight == &w_ih ? s.H * (i < D ? s.I : width) : weight == &w_hh ? s.H * s.H : s.H));
+      const int64_t count = weight == &w_ih    ? s.H * (i < D ? s.I : width)
+                            : weight == &w_hh  ? s.H * s.H
+                            : weight == &noise ? rows * s.H
+                                               : s.H;
+      gradients.push_back(fresh(count));
     }
   std::vector<void*> dweights;
   for (auto& gradient : gradients) dweights.push_back(gradient.data());
   Stack stack{dtype, activation, s.T,     s.B,  s.I,      s.H,       s.packed ? sizes.data() : nullptr,
               L,     D,          reverse, true, x.data(), h0.data(), weights.data()};
-  if (kernels.stack({stack, false, hidden.data(), out.data(), h_n.data()}, threads)) return {};
-  if (kernels.stack_backward(
-          {stack, hidden.data(), out.data(), dout.data(), dh_n.data(), dx.data(), dh0.data(), dweights.data()},
-          threads))
+  stack.cell = s.cell;
+  stack.noise = s.extras;
+  if (s.extras && !s.packed) stack.resets = resets.data();
+  if (kernels.stack({stack, false, hidden.data(), out.data(), h_n.data(), inner.data()}, threads)) return {};
+  if (kernels.stack_backward({stack, hidden.data(), out.data(), dout.data(), dh_n.data(), dx.data(), dh0.data(),
+                              dweights.data(), inner.data(), s.cell == Cell::kCtrnn ? dinner.data() : nullptr},
+                             threads))
     return {};
   std::vector<char> all;
-  for (const auto* part : {&hidden, &out, &h_n, &dx, &dh0}) all.insert(all.end(), part->begin(), part->end());
+  for (const auto* part : {&hidden, &out, &h_n, &dx, &dh0, &inner}) all.insert(all.end(), part->begin(), part->end());
   for (const auto& part : gradients) all.insert(all.end(), part.begin(), part.end());
+  if (!stack.plain()) return all;
   stack.T = 1;
   stack.batch_sizes = nullptr;
   if (kernels.stack({stack, true, hidden.data(), out.data(), nullptr}, threads)) return {};
@@ -124,10 +139,20 @@ int main(int count, char** arguments) {
     return 0;
   }
   // Rows for each thread, columns for each thread, both in turn, packed and dense, one and many passes of a backward,
-  // layers in a pipeline, two directions at the same time.
+  // layers in a pipeline, two directions at the same time, and cells.
   const std::vector<Shape> shapes = {
-      {6, 32, 40, 100, false}, {90, 1, 20, 64, false, 3, 1}, {4, 40, 20, 130, true}, {40, 1, 8, 200, false},
-      {9, 16, 300, 64, true},  {30, 90, 4, 72, false},       {5, 3, 40, 300, false}, {60, 3, 20, 64, true, 2, 2},
+      {6, 32, 40, 100, false},
+      {90, 1, 20, 64, false, 3, 1},
+      {9, 16, 20, 100, false, 1, 1, Cell::kLeaky, true},
+      {90, 1, 20, 64, false, 3, 1, Cell::kCtrnn},
+      {4, 40, 20, 130, true},
+      {40, 1, 8, 200, false},
+      {9, 16, 300, 64, true},
+      {30, 90, 4, 72, false},
+      {5, 3, 40, 300, false},
+      {60, 3, 20, 64, true, 2, 2},
+      {30, 5, 20, 64, false, 2, 2, Cell::kCtrnn, true},
+      {9, 16, 30, 64, true, 2, 1, Cell::kElman, true},
   };
   const size_t last = count > 1 ? size_t(atoi(arguments[1])) : shapes.size();
   int problems = 0;
