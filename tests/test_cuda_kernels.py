@@ -15,7 +15,7 @@ from rnnfast.backends import cuda
 from rnnfast.backends.base import Problem
 from rnnfast.backends.precision import tf32
 from rnnfast.functional import rnn_sequence, rnn_step
-from rnnfast.layer import Sequences
+from rnnfast.layer import Recurrence, Sequences
 from rnnfast.testing import NAMES, Case, backward, check, expected, make, registered
 from tests import cuda_on_cpu
 from tests.compare import compare_sequence, make_without_hn
@@ -204,10 +204,10 @@ def test_bits_do_not_depend_on_the_batch(dtype, hidden_size):
     pre, h0, weight, grad = case.grad_out, case.inputs["h0"], case.inputs["weight_hh"], case.grad_hn
 
     def forward_and_backward(b):
-        sequences = Sequences(3, h0[b].shape[0], None, None, False)
+        recurrence = Recurrence("tanh", Sequences(3, h0[b].shape[0], None, None, False))
         rows = pre[:, b].reshape(-1, hidden_size)
-        out, h_n = solver.recurrence_forward(rows.clone(), h0[b], weight, "tanh", sequences)
-        dpre, dh0 = solver.recurrence_backward(rows.clone(), grad[b], out, weight, "tanh", sequences)
+        out, h_n, _ = solver.recurrence_forward(rows.clone(), h0[b], weight, recurrence)
+        dpre, dh0, _ = solver.recurrence_backward(rows.clone(), grad[b], out, weight, recurrence)
         return out.view(3, -1, hidden_size)[-1], h_n, dpre.view(3, -1, hidden_size)[0], dh0
 
     def step(b):

@@ -19,6 +19,8 @@ class Options:
     nonlinearity: str = "tanh"
     packed: bool = False
     tf32: bool = True  # whether float32 products may be rounded to TF32
+    cell: str = "elman"
+    resets: bool = False  # whether some steps start from zero
 
 
 @dataclass
