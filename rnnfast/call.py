@@ -51,7 +51,7 @@ class Network(NamedTuple):
     @property
     def per(self) -> int:
         """Weights of a layer in one direction."""
-        return 2 + 2 * self.biases + (self.cell != "elman") + self.noise
+        return (4 if self.biases else 2) + (1 if self.cell != "elman" else 0) + (1 if self.noise else 0)
 
     @property
     def extras(self) -> str:

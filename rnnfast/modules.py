@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Optional, Union, overload
 
 import torch
@@ -272,7 +273,7 @@ class RNN(Interchangeable, torch.nn.RNNBase):
     ) -> tuple[Tensor, ...]:
         """The stack, cut wherever dropout comes between two layers; see `_prepared` for `states`."""
         network = self._described()._replace(batch_first=False, input_size=None)
-        weights = self._completed(network, weights, rows.shape[:-1].numel())
+        weights = self._completed(network, weights, math.prod(rows.shape[:-1]))
         given = batch_sizes, self.backend, resets, states
         if not (self.training and self.dropout and self.num_layers > 1):
             return _with_last_states(rnn_stack(network, rows, hx, weights, *given))
