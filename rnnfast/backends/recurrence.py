@@ -102,7 +102,7 @@ class RecurrenceBackend(Backend):
             alpha: Optional[Tensor] = None
             if needs.alpha:
                 assert inner is not None and dstate is not None
-                if cell == "ctrnn":  # a_t anew: dividing by alpha would lose a factor of 1 / alpha in precision
+                if cell == "ctrnn":  # a_t anew: to divide by alpha would lose 1 / alpha in precision
                     a = linear(x, layer.weight_ih, _bias(layer))
                     a += linear(before.rows(started, out, zero), weight_hh)
                     alpha = (dstate * (a - before.rows(h0, inner, 0.0))).sum(0)

@@ -148,7 +148,8 @@ class TritonBackend(RecurrenceBackend):
             *(grad_out, grad_hn, value, weight_hh, dpre, dh0, grad_inner, dstate),
             *(_widened(recurrence), _precision()),
         ).run()
-        return _narrow(dpre, hidden), _narrow(dh0, hidden), None if dstate is None else _narrow(dstate, hidden)
+        dstate = None if dstate is None else _narrow(dstate, hidden)
+        return _narrow(dpre, hidden), _narrow(dh0, hidden), dstate
 
     def _stepwise_forward(
         self, pre: Tensor, h0: Tensor, weight_hh: Tensor, recurrence: Recurrence

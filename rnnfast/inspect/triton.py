@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..layer import Recurrence, Sequences
 from . import floor, sass
-from .report import Options, Report
+from .report import Options, Report, require_plain
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH, STEPS, INPUTS = 64, 512, 128
@@ -106,6 +106,8 @@ def plan_launch(name: str, options: Options) -> Any:
     """The launch that a layer of this size would make."""
     if options.dtype not in DTYPES:
         raise ValueError(f"the Triton kernels have no {options.dtype}, only {', '.join(DTYPES)}")
+    if not name.startswith(("resident", "stepwise")):
+        require_plain(f"triton.{name}", options)
     from ..kernels import table
 
     precision = table.TF32 if options.tf32 or options.dtype != "fp32" else table.EXACT

@@ -3,8 +3,8 @@
     forward    h_t = act(pre_t + h_{t-1} W_hh^T)
     backward   dpre_t = (dout_t + carry_t) act'(h_t);  carry_{t-1} = dpre_t W_hh
 
-for an elman cell. Cells that leak have a second state, which `cell` describes; it stays in the registers of the
-threads that own it, in float32. Where a step is followed by a cut, what it hands on becomes zero.
+for an elman cell. Cells that leak have a second state, which `cell` describes; it stays in the registers of
+the threads that own it, in float32. Where a step is followed by a cut, what it hands on becomes zero.
 
 Ownership: a program owns its sequences for all steps, so programs never communicate and there is no grid-wide
 barrier. W_hh is loaded once and stays in registers (`KEEP`), each warp holding the columns whose units

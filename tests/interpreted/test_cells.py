@@ -16,7 +16,9 @@ assert INTERPRETED, "set TRITON_INTERPRET=1: " + __doc__
 from rnnfast.kernels import launch, table  # noqa: E402
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
-each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda dtype: str(dtype)[6:])
+each_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16], ids=lambda dtype: str(dtype)[6:]
+)
 each_direction = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 LEAKING = ["leaky", "ctrnn"]
 
