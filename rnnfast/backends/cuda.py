@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.cuda import current_device
 
+from ..call import extras
 from ..layer import Grads, Layer, Needs, Recurrence, Sequences
 from ..native import DTYPES as native_dtypes
 from .base import Problem
@@ -87,7 +88,9 @@ class CudaBackend(RecurrenceBackend):
                     f"hidden_size {problem.hidden_size} is over {limit}, up to which W_hh of"
                     f" {problem.dtype} fits into the registers of the device"
                 )
-        return f"it has no kernel with {problem.extras}" if problem.extras else None
+        # An elman cell's noise is added to the input product, before any kernel.
+        found = extras(problem.nonlinearity, problem.cell, False, problem.resets)
+        return f"it has no kernel with {found}" if found else None
 
     def step_forward(self, layer: Layer) -> Tensor:
         out = torch.empty_like(layer.h0)

@@ -277,7 +277,7 @@ def resident_forward(
     recurrence: Recurrence,
     precision: str,
 ) -> Launch:
-    block, row = _row(pre.dtype, precision, pre.shape[1])
+    block, row = _row(pre.dtype, precision, pre.shape[1], recurrence.cell)
     sequences = recurrence.sequences
     return Launch(
         resident_forward_kernel,
@@ -320,7 +320,7 @@ def resident_backward(
     recurrence: Recurrence,
     precision: str,
 ) -> Launch:
-    block, row = _row(value.dtype, precision, value.shape[1])
+    block, row = _row(value.dtype, precision, value.shape[1], recurrence.cell)
     sequences = recurrence.sequences
     return Launch(
         resident_backward_kernel,
@@ -348,8 +348,8 @@ def resident_backward(
     )
 
 
-def _row(dtype: torch.dtype, precision: str, hidden: int) -> tuple[int, table.Resident]:
-    found = table.resident(dtype, precision, hidden)
+def _row(dtype: torch.dtype, precision: str, hidden: int, cell: str) -> tuple[int, table.Resident]:
+    found = table.resident(dtype, precision, hidden, cell)
     assert found is not None, "the caller checks that the layer fits"
     return found
 

@@ -44,6 +44,14 @@ def test_dense(dtype, nonlinearity, cell, way):
     cells.make(shape, dtype, cell, nonlinearity, resets="some").check("triton")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", LEAKING)
+@pytest.mark.parametrize(("hidden", "dtype"), [(100, torch.float32), (200, torch.float16)], ids=str)
+def test_large_layers(hidden, dtype, cell):
+    """Those of which W_hh is in shared memory."""
+    cells.make((2, 2, 3, hidden), dtype, cell, resets="some").check("triton")
+
+
 @each_cell
 @each_direction
 @pytest.mark.parametrize("lengths", [[4, 3, 3, 1], None], ids=["packed", "dense"])
