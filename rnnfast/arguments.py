@@ -193,9 +193,14 @@ def check_resets(resets: Any, x: Any, packed: bool) -> None:
         raise ValueError(
             "resets and packed sequences don't go together: pad the batch, or cut sequences at their resets"
         )
-    if resets.dtype is not torch.bool or resets.shape != x.shape[:-1] or resets.device != x.device:
+    if (
+        not strided(resets)
+        or resets.dtype is not torch.bool
+        or resets.shape != x.shape[:-1]
+        or resets.device != x.device
+    ):
         raise RuntimeError(
-            f"resets must be {list(x.shape[:-1])}, of torch.bool and on {x.device}, beside an input of"
+            f"resets must be {list(x.shape[:-1])}, dense, of torch.bool and on {x.device}, beside an input of"
             f" {list(x.shape)}; got {described(resets)}"
         )
 

@@ -83,7 +83,7 @@ class _Leaking(RNN):
         self._initial = self._checked(alpha)
         like = self.weight_hh_l0
         if learn_alpha:
-            if not bool(torch.as_tensor(self._initial < 1).all()):
+            if (self._initial if isinstance(self._initial, float) else self._initial.max().item()) == 1:
                 raise ValueError("a learned alpha must be in (0, 1): it is a sigmoid, which is never 1")
             shape = () if isinstance(self._initial, float) else (hidden_size,)
             self.alpha_logit = torch.nn.Parameter(like.detach().new_empty(shape))

@@ -30,16 +30,20 @@ def composite(call: Call) -> tuple[Tensor, ...]:
     return _EAGER.forward_layers(call)
 
 
-def _higher_order(*grads: Optional[Tensor]) -> bool:
+def _higher_order(
+    grad_out: Optional[Tensor], grad_hn: Optional[Tensor], grad_inner: Optional[Tensor]
+) -> bool:
     """Whether a backward is itself to be differentiated or transformed.
 
     What `torch.autograd.grad(is_grads_batched=True)` sends shows on nothing but the tensors.
     """
     if is_grad_enabled() or needs_composite():
         return True
-    if is_compiling():
-        return False
-    return any(grad is not None and _is_legacy_batched(grad) for grad in grads)
+    return not is_compiling() and (
+        (grad_out is not None and _is_legacy_batched(grad_out))
+        or (grad_hn is not None and _is_legacy_batched(grad_hn))
+        or (grad_inner is not None and _is_legacy_batched(grad_inner))
+    )
 
 
 def fields(network: Network) -> tuple[Any, ...]:
@@ -111,8 +115,10 @@ class Recurrence(torch.autograd.Function):
         needs = ctx.needs_input_grad[3:]
         read = read_by(call.network, needs, bool(call.steps > 1))
         saved = [tensor if wanted else None for tensor, wanted in zip((x, h0, *weights), read, strict=True)]
-        hidden = outputs[2] if call.network.layers > 1 else None
-        inner = outputs[-1] if call.network.cell != "elman" else None
+        hidden = inner = None
+        if len(outputs) > 2:
+            hidden = outputs[2] if call.network.layers > 1 else None
+            inner = outputs[-1] if call.network.cell != "elman" else None
         ctx.save_for_backward(*saved, outputs[0], hidden, inner, call.batch_sizes, call.resets)
         ctx.set_materialize_grads(False)  # most callers use one of the outputs; the other's is None
         ctx.call, ctx.backend, ctx.solver = call.bare(), backend, solver
@@ -122,8 +128,8 @@ class Recurrence(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Any, grad_hn: Any = None, *rest: Any) -> Any:
         x, h0, *weights, out, hidden, inner, batch_sizes, resets = ctx.saved_tensors
         needs, solver = ctx.needs_input_grad[3:], ctx.solver
-        grad_hidden = rest[0] if hidden is not None else None
-        grad_inner = rest[-1] if inner is not None else None
+        grad_hidden = rest[0] if rest and hidden is not None else None
+        grad_inner = rest[-1] if rest and inner is not None else None
         outputs = Outputs(out, hidden, grad_out, grad_hn, grad_hidden, inner, grad_inner)
         call = ctx.call.having(x, h0, tuple(weights), batch_sizes, resets)
         # A gradient of what lies between layers comes from a double backward pass alone.

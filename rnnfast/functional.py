@@ -26,8 +26,10 @@ from .arguments import (
     check_network,
     check_packed,
     check_resets,
+    described,
     fits,
     left_to_torch,
+    strided,
 )
 from .backends.aten import torch_call
 from .call import CELLS, Call, Network, made, read
@@ -207,11 +209,9 @@ def _extras(
     if noise is not None:
         if not isinstance(noise, Tensor):
             raise TypeError(f"argument 'noise' must be Tensor, not {type(noise).__name__}")
-        if noise.dim() != x.dim() or noise.shape[:-1] != x.shape[:-1]:
+        if not strided(noise) or noise.dim() != x.dim() or noise.shape[:-1] != x.shape[:-1]:
             wanted = [*x.shape[:-1], weight_hh.shape[0]]
-            raise RuntimeError(
-                f"noise must be {wanted}, as input is {list(x.shape)}; got {list(noise.shape)}"
-            )
+            raise RuntimeError(f"noise must be {wanted}, dense, beside x; got {described(noise)}")
         noise = noise.reshape(-1, noise.shape[-1]) if noise.dim() == 3 else noise
     if cell == "elman":
         if alpha is not None:

@@ -190,6 +190,22 @@ ROWS = [
         "left alone",
         "convert::subclasses_and_other_recurrent_modules_are_left_alone",
     ),
+    Row("leaky and continuous-time cells (LeakyRNN, CTRNN)", "no", "yes", "leaking::results_and_gradients"),
+    Row("sigmoid, softplus, identity", "no", "LeakyRNN, CTRNN, `rnn_sequence`", "cells::dense"),
+    Row("alpha: a number, one for each unit, learned", "", "yes", "leaking::a_learned_alpha_stays_inside"),
+    Row("noise in every step, repeated by a seed", "no", "yes", "leaking::noise"),
+    Row("resets inside of a batch", "no", "yes, in dense batches", "cells::resets"),
+    Row("resets of packed sequences", "no", "no: an error", "leaking_errors::resets_of_modules"),
+    Row(
+        "the cells under gradgradcheck, vmap and forward-mode AD",
+        "",
+        "yes",
+        "cells_derived::vmap_and_jvp",
+    ),
+    Row("the cells under `torch.compile(fullgraph=True)`", "", "yes", "cells_derived::compile"),
+    Row("the cells in `torch.export`", "", "yes, any T and B", "cells_derived::export_with_dynamic_sizes"),
+    Row("the cells in traces and ONNX", "", "unrolled for one T", "cells_derived::a_trace_is_a_loop"),
+    Row("masks, Dale's law, low rank by parametrizations", "yes", "yes", "documents::constrained_weights"),
     Row("LSTM, GRU, proj_size", "own modules", "no: torch's own", "errors::constructor"),
 ]
 

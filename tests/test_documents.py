@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rnnfast
-from rnnfast import testing
+from rnnfast import reference, testing
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/README.md", "bench/README.md")
@@ -37,6 +37,35 @@ def test_example_of_use():
     exec(examples()[1], names)
     assert names["output"].shape == (32, 35, 256)
     assert isinstance(names["model"]["encoder"], rnnfast.RNN)
+
+
+@pytest.mark.parametrize("name", ["masked", "Dale", "low rank"])
+def test_constrained_weights(name):
+    """The README's parametrizations hold, have gradients, and compute what a loop over steps does."""
+    names: dict = {"torch": torch, "rnnfast": rnnfast}
+    exec(examples()[2], names)
+    constraint = names["constraints"][name]
+    rnn = rnnfast.CTRNN(3, 50, alpha=0.2)
+    torch.nn.utils.parametrize.register_parametrization(rnn, "weight_hh_l0", constraint)
+    x, resets = names["x"], names["episode_starts"]
+    optimizer = torch.optim.SGD(rnn.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        output, _ = rnn(x, resets=resets)
+        output.square().mean().backward()
+        assert all(p.grad is not None and p.grad.any() for p in rnn.parameters())
+        optimizer.step()
+    weight = rnn.weight_hh_l0.detach()
+    if name == "masked":
+        assert not weight[constraint.mask == 0].any() and weight.any()
+    elif name == "Dale":
+        assert (weight[:, :40] >= 0).all() and (weight[:, 40:] <= 0).all() and weight.any()
+    else:
+        assert torch.linalg.matrix_rank(weight) == 2
+    h0 = torch.zeros(8, 50)
+    given = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0
+    expected = reference.rnn_sequence(x, h0, *given, cell="ctrnn", alpha=0.2, resets=resets)[0]
+    torch.testing.assert_close(rnn(x, resets=resets)[0], expected)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
