@@ -61,3 +61,15 @@ class Sequences(NamedTuple):
     offsets: Optional[Tensor]  # [T + 1] int64 on the device: the first row of every step; None: t * B
     sizes: Optional[Tensor]  # [T] int64 on the CPU: rows of every step; None: B
     reverse: bool
+
+
+class Recurrence(NamedTuple):
+    """What a GPU backend walks through step by step: the cell, and the tensors that every step reads."""
+
+    nonlinearity: str  # one of call.NONLINEARITIES
+    sequences: Sequences
+    cell: str = "elman"  # one of call.CELLS
+    alpha: Optional[Tensor] = None  # [H]; None of an elman cell
+    noise: Optional[Tensor] = None  # [R, H], of a continuous-time cell alone: others have it in pre
+    cuts: Optional[Tensor] = None  # [R] bool: where what a step hands to the next one taken becomes zero
+    carried: Optional[Tensor] = None  # [B, H], of a continuous-time cell alone: f(v) of the state v = h0

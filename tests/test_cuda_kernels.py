@@ -15,9 +15,9 @@ from rnnfast.backends import cuda
 from rnnfast.backends.base import Problem
 from rnnfast.backends.precision import tf32
 from rnnfast.functional import rnn_sequence, rnn_step
-from rnnfast.layer import Sequences
+from rnnfast.layer import Recurrence, Sequences
 from rnnfast.testing import NAMES, Case, backward, check, expected, make, registered
-from tests import cuda_on_cpu
+from tests import cells, cuda_on_cpu
 from tests.compare import compare_sequence, make_without_hn
 from tests.cuda_on_cpu import backend as on_cpu
 from tests.stacks import compare as compare_stack
@@ -204,10 +204,10 @@ def test_bits_do_not_depend_on_the_batch(dtype, hidden_size):
     pre, h0, weight, grad = case.grad_out, case.inputs["h0"], case.inputs["weight_hh"], case.grad_hn
 
     def forward_and_backward(b):
-        sequences = Sequences(3, h0[b].shape[0], None, None, False)
+        recurrence = Recurrence("tanh", Sequences(3, h0[b].shape[0], None, None, False))
         rows = pre[:, b].reshape(-1, hidden_size)
-        out, h_n = solver.recurrence_forward(rows.clone(), h0[b], weight, "tanh", sequences)
-        dpre, dh0 = solver.recurrence_backward(rows.clone(), grad[b], out, weight, "tanh", sequences)
+        out, h_n, _ = solver.recurrence_forward(rows.clone(), h0[b], weight, recurrence)
+        dpre, dh0, _ = solver.recurrence_backward(rows.clone(), grad[b], out, weight, recurrence)
         return out.view(3, -1, hidden_size)[-1], h_n, dpre.view(3, -1, hidden_size)[0], dh0
 
     def step(b):
@@ -284,6 +284,13 @@ def test_nan_and_infinity_stay_in_their_sequence(dtype, hidden_size):
         check("finite", a[finite], e[finite], case.tolerance())
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@each_nonlinearity
+@pytest.mark.parametrize("shape", [(4, 3, 5, 20), (2, 2, 3, 260)], ids=str)
+def test_noise(shape, nonlinearity, dtype):
+    cells.make(shape, dtype, "elman", nonlinearity).check(BACKEND)
+
+
 @each_kind
 def test_empty_batch(dtype):
     case = make_case((3, 1, 5, 18), dtype)
@@ -302,6 +309,8 @@ def test_empty_batch(dtype):
         ({"device": "cuda"}, "it takes tensors on cpu, these are on cuda"),
         ({"dtype": "complex64"}, "dtype complex64 is not one of"),
         ({"dtype": "float64"}, "there is no kernel for sequences of float64, only for steps"),
+        ({"cell": "leaky", "noise": True}, "it has no kernel with cell 'leaky'"),
+        ({"nonlinearity": "sigmoid", "resets": True}, "no kernel with nonlinearity 'sigmoid', resets"),
         ({"hidden_size": 4000}, r"hidden_size 4000 is over \d+, up to which W_hh of float32 fits"),
     ],
 )

@@ -78,6 +78,36 @@ def test_every_form_fits(name, row, change):
     check(name, options_of(row, 90, **change))
 
 
+CELLS = {
+    "leaky": {"cell": "leaky", "nonlinearity": "softplus"},
+    "ctrnn": {"cell": "ctrnn", "nonlinearity": "sigmoid"},
+    "leaky with resets": {"cell": "leaky", "resets": True},
+    "ctrnn with resets": {"cell": "ctrnn", "resets": True},
+    "elman with resets": {"nonlinearity": "identity", "resets": True},
+}
+
+
+@pytest.mark.sample(6)
+@each_row
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", RESIDENT)
+def test_every_cell_fits(name, cell, row):
+    """With all that such a cell can have: noise, a gradient of its inner values, one of its states."""
+    _, numbers = check(name, options_of(row, 90, **CELLS[cell]))
+    assert numbers["shared memory"] <= table.RESIDENT[row].shared
+
+
+@pytest.mark.slow
+@pytest.mark.sample(2)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", ["stepwise_forward", "stepwise_backward"])
+def test_a_step_of_every_cell_fits(name, dtype, cell):
+    for hidden in (512, 333):
+        _, numbers = check(name, Options(90, dtype, hidden, tf32=False, **CELLS[cell]))
+        assert numbers["shared memory"] <= LEAST_SHARED
+
+
 @pytest.mark.sample(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("hidden", [1, 17, 100, 200])
@@ -133,6 +163,8 @@ def test_unknown_architecture_and_type():
         provider.inspect("step_forward", Options(arch=77))
     with pytest.raises(ValueError, match="the Triton kernels have no fp64, only fp32, bf16, fp16"):
         provider.inspect("step_forward", Options(dtype="fp64"))
+    with pytest.raises(ValueError, match=r"triton\.step_forward is not compiled with cell 'leaky', resets"):
+        provider.inspect("step_forward", Options(cell="leaky", resets=True))
 
 
 class Driver:

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.cuda import current_device
 
-from ..layer import Grads, Layer, Needs, Sequences
+from ..call import extras
+from ..layer import Grads, Layer, Needs, Recurrence, Sequences
 from ..native import DTYPES as native_dtypes
 from .base import Problem
 from .precision import products_as_cudnn, tf32, unrecorded
@@ -87,7 +88,9 @@ class CudaBackend(RecurrenceBackend):
                     f"hidden_size {problem.hidden_size} is over {limit}, up to which W_hh of"
                     f" {problem.dtype} fits into the registers of the device"
                 )
-        return f"it has no kernel with {problem.extras}" if problem.extras else None
+        # An elman cell's noise is added to the input product, before any kernel.
+        found = extras(problem.nonlinearity, problem.cell, False, problem.resets)
+        return f"it has no kernel with {found}" if found else None
 
     def step_forward(self, layer: Layer) -> Tensor:
         out = torch.empty_like(layer.h0)
@@ -117,29 +120,32 @@ class CudaBackend(RecurrenceBackend):
         self._launch(kernel, layer.h0, layer.nonlinearity, sizes, tuple(sizes.values()), tensors)
 
     def recurrence_forward(
-        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, sequences: Sequences
-    ) -> tuple[Tensor, Tensor]:
+        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, recurrence: Recurrence
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+        nonlinearity, sequences = recurrence.nonlinearity, recurrence.sequences
         h_n = torch.empty_like(h0)
         if self._resident(h0):
             out = _aligned(_padded(pre, _row(pre)))
             tensors = (out, h0, _aligned(weight_hh), out, h_n)
             self._launch_recurrence("resident_forward", h0, nonlinearity, sequences, (out.shape[1],), tensors)
-            return _narrow(out, h0.shape[1]), h_n
+            return _narrow(out, h0.shape[1]), h_n, None
         out = _with_padded_rows(pre)
         exchange = (*out.shape, self._fault(h0.device))
         tensors = (pre, _aligned(_padded(h0, out.shape[1])), weight_hh, out, h_n)
         self._launch_recurrence("grid_forward", h0, nonlinearity, sequences, exchange, tensors)
-        return _narrow(out, h0.shape[1]), h_n
+        return _narrow(out, h0.shape[1]), h_n, None
 
     def recurrence_backward(
         self,
         grad_out: Optional[Tensor],
         grad_hn: Optional[Tensor],
-        out: Tensor,
+        value: Tensor,
         weight_hh: Tensor,
-        nonlinearity: str,
-        sequences: Sequences,
-    ) -> tuple[Tensor, Tensor]:
+        recurrence: Recurrence,
+        grad_inner: Optional[Tensor] = None,
+        states: bool = False,
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+        out, nonlinearity, sequences = value, recurrence.nonlinearity, recurrence.sequences
         hidden_size = out.shape[1]
         dh0 = out.new_empty(sequences.batch, hidden_size)
         if self._resident(dh0):
@@ -149,12 +155,12 @@ class CudaBackend(RecurrenceBackend):
             dpre = torch.empty_like(out)
             tensors = (grad_out, grad_hn, out, _aligned(weight_hh), dpre, dh0)
             self._launch_recurrence("resident_backward", dh0, nonlinearity, sequences, (row,), tensors)
-            return _narrow(dpre, hidden_size), dh0
+            return _narrow(dpre, hidden_size), dh0, None
         dpre = _with_padded_rows(out)
         exchange = (*dpre.shape, self._fault(out.device))
         tensors = (grad_out, grad_hn, out, weight_hh, dpre, dh0)
         self._launch_recurrence("grid_backward", dh0, nonlinearity, sequences, exchange, tensors)
-        return _narrow(dpre, hidden_size), dh0
+        return _narrow(dpre, hidden_size), dh0, None
 
     def _resident(self, state: Tensor) -> bool:
         """Whether W_hh fits into one block's registers, for a state [B, H]."""

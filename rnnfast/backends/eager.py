@@ -40,11 +40,11 @@ class EagerBackend(Backend):
 
     def step_forward(self, layer: Layer) -> Tensor:
         pre = linear(layer.x, layer.weight_ih, layer.bias_ih)
-        return _activate(pre + linear(layer.h0, layer.weight_hh, layer.bias_hh), layer.nonlinearity)
+        return activate(pre + linear(layer.h0, layer.weight_hh, layer.bias_hh), layer.nonlinearity)
 
     def step_backward(self, layer: Layer, out: Tensor, grad: Optional[Tensor], needs: Needs) -> Grads:
         grad = torch.zeros_like(out) if grad is None else grad
-        dpre = _activation_backward(grad, out, layer.nonlinearity)
+        dpre = activation_backward(grad, out, layer.nonlinearity)
         dh = dpre @ layer.weight_hh if needs.h0 else None
         return _collect(dpre, layer, layer.h0, dh, needs)
 
@@ -63,10 +63,10 @@ class EagerBackend(Backend):
             if cell == "ctrnn":
                 inner[t] = keep * state + alpha * a
                 inner[t] = inner[t] if noise is None else inner[t] + noise[t]
-                out[t] = _activate(inner[t], f)
+                out[t] = activate(inner[t], f)
                 start = start.replaced(inner[t], out[t])
                 continue
-            out[t] = _activate(a if noise is None else a + noise[t], f)
+            out[t] = activate(a if noise is None else a + noise[t], f)
             if cell == "leaky":
                 inner[t] = out[t]
                 out[t] = keep * state + alpha * inner[t]
@@ -106,19 +106,19 @@ class EagerBackend(Backend):
         for t in reversed(order):
             dstate = carry[: sizes[t]]
             if grads is not None:
-                dout = grads[t] if cell != "ctrnn" else _activation_backward(grads[t], outs[t], f)
+                dout = grads[t] if cell != "ctrnn" else activation_backward(grads[t], outs[t], f)
                 dstate = dout + dstate
             if cell == "ctrnn":
                 dstate = dstate if to_inner is None else dstate + to_inner[t]
                 dpres[t] = alpha * dstate
-                back = _activation_backward(dpres[t] @ layer.weight_hh, befores[t][1], f) + keep * dstate
+                back = activation_backward(dpres[t] @ layer.weight_hh, befores[t][1], f) + keep * dstate
             elif cell == "leaky":
                 assert inners is not None
                 df = alpha * dstate if to_inner is None else alpha * dstate + to_inner[t]
-                dpres[t] = _activation_backward(df, inners[t], f)
+                dpres[t] = activation_backward(df, inners[t], f)
                 back = dpres[t] @ layer.weight_hh + keep * dstate
             else:
-                dpres[t] = _activation_backward(dstate, outs[t], f)
+                dpres[t] = activation_backward(dstate, outs[t], f)
                 back = dpres[t] @ layer.weight_hh
             dstates[t] = dstate
             carry = _replace(carry, _cut(back, t, resets))
@@ -164,7 +164,7 @@ class _Start(NamedTuple):
 def _started(layer: Layer) -> _Start:
     if layer.cell != "ctrnn":
         return _Start(layer.h0, layer.h0, 0.0)
-    return _Start(layer.h0, _activate(layer.h0, layer.nonlinearity), AT_ZERO[layer.nonlinearity])
+    return _Start(layer.h0, activate(layer.h0, layer.nonlinearity), AT_ZERO[layer.nonlinearity])
 
 
 def _cut(rows: Tensor, t: int, resets: Optional[Sequence[Tensor]], value: float = 0.0) -> Tensor:
@@ -183,7 +183,7 @@ def _collect(dpre: Tensor, layer: Layer, h_prev: Tensor, dh0: Optional[Tensor], 
     )
 
 
-def _activate(pre: Tensor, nonlinearity: str) -> Tensor:
+def activate(pre: Tensor, nonlinearity: str) -> Tensor:
     if nonlinearity == "tanh":
         return torch.tanh(pre)
     if nonlinearity == "relu":
@@ -193,7 +193,7 @@ def _activate(pre: Tensor, nonlinearity: str) -> Tensor:
     return softplus(pre) if nonlinearity == "softplus" else pre
 
 
-def _activation_backward(grad: Tensor, out: Tensor, nonlinearity: str) -> Tensor:
+def activation_backward(grad: Tensor, out: Tensor, nonlinearity: str) -> Tensor:
     """The gradient of the pre-activation, `out` being the activation's value."""
     if nonlinearity == "tanh":
         return grad * (1 - out * out)

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..layer import Grads, Layer, Needs, Sequences
+from ..layer import Grads, Layer, Needs, Recurrence, Sequences
 from .base import Problem
+from .eager import activation_backward
 from .precision import products_as_cudnn, tf32
 from .recurrence import RecurrenceBackend
 
@@ -54,7 +55,7 @@ class TritonBackend(RecurrenceBackend):
             return f"dtype {problem.dtype} is not one of float32, bfloat16, float16"
         if INTERPRETED and problem.dtype == "bfloat16":
             return "Triton's interpreter multiplies bfloat16 wrongly"
-        return f"it has no kernel with {problem.extras}" if problem.extras else None
+        return None
 
     def step_forward(self, layer: Layer) -> Tensor:
         from ..kernels import step
@@ -88,93 +89,118 @@ class TritonBackend(RecurrenceBackend):
         return grads
 
     def recurrence_forward(
-        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, sequences: Sequences
-    ) -> tuple[Tensor, Tensor]:
+        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, recurrence: Recurrence
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
         with _on(pre):
             if _fits(pre):
-                return self._resident_forward(pre, h0, weight_hh, nonlinearity, sequences)
-            return self._stepwise_forward(pre, h0, weight_hh, nonlinearity, sequences)
+                return self._resident_forward(pre, h0, weight_hh, recurrence)
+            return self._stepwise_forward(pre, h0, weight_hh, recurrence)
 
     def recurrence_backward(
         self,
         grad_out: Optional[Tensor],
         grad_hn: Optional[Tensor],
-        out: Tensor,
+        value: Tensor,
         weight_hh: Tensor,
-        nonlinearity: str,
-        sequences: Sequences,
-    ) -> tuple[Tensor, Tensor]:
-        with _on(out):
-            if _fits(out):
-                return self._resident_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, sequences)
-            return self._stepwise_backward(grad_out, grad_hn, out, weight_hh, nonlinearity, sequences)
+        recurrence: Recurrence,
+        grad_inner: Optional[Tensor] = None,
+        states: bool = False,
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+        with _on(value):
+            walk = self._resident_backward if _fits(value) else self._stepwise_backward
+            return walk(grad_out, grad_hn, value, weight_hh, recurrence, grad_inner, states)
 
     def _resident_forward(
-        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, sequences: Sequences
-    ) -> tuple[Tensor, Tensor]:
+        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, recurrence: Recurrence
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
         from ..kernels import resident
 
         hidden = pre.shape[1]
         out, h0, weight_hh = _wide(pre), _wide(h0), _wide(weight_hh, both=True)
         h_n = torch.empty_like(h0)
-        resident.resident_forward(out, h0, weight_hh, out, h_n, nonlinearity, _precision(), sequences).run()
-        return _narrow(out, hidden), _narrow(h_n, hidden)
+        inner = None if recurrence.cell == "elman" else torch.empty_like(out)
+        resident.resident_forward(
+            out, h0, weight_hh, out, h_n, inner, _widened(recurrence), _precision()
+        ).run()
+        return _narrow(out, hidden), _narrow(h_n, hidden), None if inner is None else _narrow(inner, hidden)
 
     def _resident_backward(
         self,
         grad_out: Optional[Tensor],
         grad_hn: Optional[Tensor],
-        out: Tensor,
+        value: Tensor,
         weight_hh: Tensor,
-        nonlinearity: str,
-        sequences: Sequences,
-    ) -> tuple[Tensor, Tensor]:
+        recurrence: Recurrence,
+        grad_inner: Optional[Tensor],
+        states: bool,
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
         from ..kernels import resident
 
-        hidden = out.shape[1]
-        out, weight_hh = _wide(out), _wide(weight_hh, both=True)
-        grad_out = None if grad_out is None else _wide(grad_out)
-        grad_hn = None if grad_hn is None else _wide(grad_hn)
-        dpre, dh0 = torch.empty_like(out), out.new_empty(sequences.batch, out.shape[1])
+        hidden = value.shape[1]
+        value, weight_hh = _wide(value), _wide(weight_hh, both=True)
+        grad_out, grad_hn, grad_inner = (
+            None if grad is None else _wide(grad) for grad in (grad_out, grad_hn, grad_inner)
+        )
+        dpre = torch.empty_like(value)
+        dh0 = value.new_empty(recurrence.sequences.batch, value.shape[1])
+        dstate = torch.empty_like(value) if states else None
         resident.resident_backward(
-            grad_out, grad_hn, out, weight_hh, dpre, dh0, nonlinearity, _precision(), sequences
+            *(grad_out, grad_hn, value, weight_hh, dpre, dh0, grad_inner, dstate),
+            *(_widened(recurrence), _precision()),
         ).run()
-        return _narrow(dpre, hidden), _narrow(dh0, hidden)
+        dstate = None if dstate is None else _narrow(dstate, hidden)
+        return _narrow(dpre, hidden), _narrow(dh0, hidden), dstate
 
     def _stepwise_forward(
-        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, nonlinearity: str, sequences: Sequences
-    ) -> tuple[Tensor, Tensor]:
+        self, pre: Tensor, h0: Tensor, weight_hh: Tensor, recurrence: Recurrence
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
         from ..kernels import stepwise
 
-        state, new_state = h0.clone(), torch.empty_like(h0)
-        launch = stepwise.stepwise_forward(pre, state, weight_hh, pre, new_state, nonlinearity, _precision())
+        elman, sequences = recurrence.cell == "elman", recurrence.sequences
+        state = (h0 if recurrence.carried is None else recurrence.carried).clone()
+        new_state = torch.empty_like(h0)
+        full = None if elman else h0.to(torch.float32, copy=True)
+        inner = None if elman else torch.empty_like(pre)
+        launch = stepwise.stepwise_forward(
+            pre, state, weight_hh, pre, new_state, full, inner, recurrence, _precision()
+        )
         for first, count in _steps(sequences, sequences.reverse):
             launch.run(state=state, new_state=new_state, first=first, count=count)
             state, new_state = new_state, state
-        return pre, state
+        return pre, state if full is None else full.to(pre.dtype), inner
 
     def _stepwise_backward(
         self,
         grad_out: Optional[Tensor],
         grad_hn: Optional[Tensor],
-        out: Tensor,
+        value: Tensor,
         weight_hh: Tensor,
-        nonlinearity: str,
-        sequences: Sequences,
-    ) -> tuple[Tensor, Tensor]:
+        recurrence: Recurrence,
+        grad_inner: Optional[Tensor],
+        states: bool,
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
         from ..kernels import stepwise
 
-        dpre, last = torch.empty_like(out), out.new_zeros(sequences.batch, out.shape[1])
-        new_last = torch.empty_like(last)
+        sequences = recurrence.sequences
+        dpre, last = torch.empty_like(value), value.new_zeros(sequences.batch, value.shape[1])
+        new_last, dstate = torch.empty_like(last), torch.empty_like(value) if states else None
+        leaked: Optional[Tensor] = None
+        if recurrence.cell != "elman":
+            given = last if grad_hn is None else grad_hn
+            leaked, grad_hn = given.to(torch.float32, copy=True), None
         launch = stepwise.stepwise_backward(
-            grad_out, grad_hn, out, last, weight_hh, dpre, new_last, nonlinearity, _precision()
+            *(grad_out, grad_hn, value, last, weight_hh, dpre, new_last, leaked, grad_inner, dstate),
+            *(recurrence, _precision()),
         )
         before = 0
         for first, count in _steps(sequences, not sequences.reverse):
             launch.run(last=last, new_last=new_last, first=first, count=count, before=before)
             last, new_last, before = new_last, last, max(before, count)
-        with torch.no_grad(), products_as_cudnn(out.dtype):
-            return dpre, last @ weight_hh
+        with torch.no_grad(), products_as_cudnn(value.dtype):
+            dh0 = last @ weight_hh
+            if recurrence.carried is not None:
+                dh0 = activation_backward(dh0, recurrence.carried, recurrence.nonlinearity)
+            return dpre, dh0 if leaked is None else (dh0 + leaked).to(dpre.dtype), dstate
 
 
 def _precision() -> str:
@@ -195,6 +221,14 @@ def _wide(tensor: Tensor, both: bool = False) -> Tensor:
     """Rows (and columns) padded with zeros to a multiple of 16 elements, where they are not one already."""
     missing = -tensor.shape[-1] % 16
     return pad(tensor, (0, missing, 0, missing) if both else (0, missing)) if missing else tensor
+
+
+def _widened(recurrence: Recurrence) -> Recurrence:
+    alpha, noise, carried = (
+        None if tensor is None else _wide(tensor)
+        for tensor in (recurrence.alpha, recurrence.noise, recurrence.carried)
+    )
+    return recurrence._replace(alpha=alpha, noise=noise, carried=carried)
 
 
 def _narrow(tensor: Tensor, hidden: int) -> Tensor:

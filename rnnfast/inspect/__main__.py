@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any, NoReturn, Optional
 
+from ..call import CELLS, NONLINEARITIES
 from . import __doc__ as about
 from . import cpu, cuda, triton
 from .report import DTYPES, Options
@@ -21,7 +22,9 @@ def main(arguments: Optional[list[str]] = None) -> None:
     parser.add_argument("--arch", type=int, default=90, help="NVIDIA's architecture: 80, 90, 120, ...")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--hidden", type=int, default=128, metavar="H")
-    parser.add_argument("--nonlinearity", choices=("tanh", "relu"), default="tanh")
+    parser.add_argument("--nonlinearity", choices=NONLINEARITIES, default="tanh")
+    parser.add_argument("--cell", choices=CELLS, default="elman", help="of the Triton kernels of a sequence")
+    parser.add_argument("--resets", action="store_true", help="as compiled where some steps start from zero")
     parser.add_argument("--packed", action="store_true", help="as compiled for packed sequences")
     parser.add_argument(
         "--no-tf32", dest="tf32", action="store_false", help="float32 products at full precision"
@@ -55,7 +58,10 @@ def main(arguments: Optional[list[str]] = None) -> None:
     try:
         report = PROVIDERS[family].inspect(
             name,
-            Options(asked.arch, asked.dtype, asked.hidden, asked.nonlinearity, asked.packed, asked.tf32),
+            Options(
+                *(asked.arch, asked.dtype, asked.hidden, asked.nonlinearity),
+                *(asked.packed, asked.tf32, asked.cell, asked.resets),
+            ),
         )
     except (ValueError, RuntimeError) as error:
         fail(str(error))

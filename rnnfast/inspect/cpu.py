@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Optional
 
 from ..native import MISSING, native
-from .report import Options, Report
+from .report import Options, Report, require_plain
 
 _ABOUT = {
     "step": "one step: dot products of [x, h] with rows of [W_ih, W_hh]",
@@ -39,6 +39,7 @@ def kernels() -> dict[str, str]:
 
 
 def inspect(name: str, options: Options) -> Report:
+    require_plain(f"cpu.{name}", options)
     isa = native.instruction_set()
     if options.dtype != "bf16":
         isa = isa.removesuffix("bf16")  # such a set serves bfloat16 alone, see csrc/cpu/kernels.inc

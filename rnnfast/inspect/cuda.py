@@ -10,7 +10,7 @@ from typing import Optional
 
 from ..backends import cuda as backend
 from . import floor, sass
-from .report import Options, Report
+from .report import Options, Report, require_plain
 
 ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 120: "sm_120"}
 _TYPES = {"bf16": "bf16", "fp16": "f16", "fp32": "float", "fp64": "double"}
@@ -39,6 +39,7 @@ def kernels() -> dict[str, str]:
 
 
 def inspect(name: str, options: Options) -> Report:
+    require_plain(f"cuda.{name}", options)
     architecture = ARCHITECTURES.get(options.arch)
     if architecture is None:
         raise ValueError(f"the extension has no code for {options.arch}, only for 80, 90 and 120")

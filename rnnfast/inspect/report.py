@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Optional, Protocol
 
+from ..call import extras
+
 DTYPES = ("fp32", "bf16", "fp16", "fp64")
 
 
@@ -19,6 +21,8 @@ class Options:
     nonlinearity: str = "tanh"
     packed: bool = False
     tf32: bool = True  # whether float32 products may be rounded to TF32
+    cell: str = "elman"
+    resets: bool = False  # whether some steps start from zero
 
 
 @dataclass
@@ -52,3 +56,10 @@ class Provider(Protocol):
 
     def inspect(self, name: str, options: Options) -> Report:
         """Raises ValueError for options that the kernel is not made for."""
+
+
+def require_plain(kernel: str, options: Options) -> None:
+    """Raises ValueError unless the options are those of an RNN of torch's."""
+    found = extras(options.nonlinearity, options.cell, False, options.resets)
+    if found:
+        raise ValueError(f"{kernel} is not compiled with {found}")

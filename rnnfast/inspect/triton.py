@@ -12,9 +12,9 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..layer import Sequences
+from ..layer import Recurrence, Sequences
 from . import floor, sass
-from .report import Options, Report
+from .report import Options, Report, require_plain
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH, STEPS, INPUTS = 64, 512, 128
@@ -106,6 +106,8 @@ def plan_launch(name: str, options: Options) -> Any:
     """The launch that a layer of this size would make."""
     if options.dtype not in DTYPES:
         raise ValueError(f"the Triton kernels have no {options.dtype}, only {', '.join(DTYPES)}")
+    if not name.startswith(("resident", "stepwise")):
+        require_plain(f"triton.{name}", options)
     from ..kernels import table
 
     precision = table.TF32 if options.tf32 or options.dtype != "fp32" else table.EXACT
@@ -139,6 +141,20 @@ def _sizes(options: Options, multiple: int = 1) -> tuple[Tensor, Tensor, Tensor,
         _new(options, hidden, hidden),
         Sequences(STEPS, BATCH, offsets, None, False),
     )
+
+
+def _cell(
+    options: Options, sequences: Sequences, rows: Tensor, state: Tensor
+) -> tuple[Recurrence, Optional[Tensor], Optional[Tensor]]:
+    """The recurrence with all that its cell can have; a matrix [R, H] and a state in float32, or None."""
+    cuts = torch.empty(rows.shape[:1], dtype=torch.bool, device="meta") if options.resets else None
+    recurrence = Recurrence(options.nonlinearity, sequences, options.cell, cuts=cuts)
+    if options.cell == "elman":
+        return recurrence, None, None
+    recurrence = recurrence._replace(alpha=_new(options, rows.shape[1]))
+    if options.cell == "ctrnn":
+        recurrence = recurrence._replace(noise=rows, carried=state)
+    return recurrence, rows, torch.empty_like(state, dtype=torch.float32)
 
 
 @_kernel("one step: [x, h] [W_ih, W_hh]^T, bias and activation in one accumulator")
@@ -178,9 +194,8 @@ def resident_forward(options: Options, precision: str) -> Any:
     from ..kernels import resident
 
     rows, state, w_hh, sequences = _sizes(options, 16)
-    return resident.resident_forward(
-        rows, state, w_hh, rows, state, options.nonlinearity, precision, sequences
-    )
+    recurrence, inner, _ = _cell(options, sequences, rows, state)
+    return resident.resident_forward(rows, state, w_hh, rows, state, inner, recurrence, precision)
 
 
 @_kernel("its backward: from the gradients of the outputs to those before the activations")
@@ -188,8 +203,9 @@ def resident_backward(options: Options, precision: str) -> Any:
     from ..kernels import resident
 
     rows, state, w_hh, sequences = _sizes(options, 16)
+    recurrence, dstate, _ = _cell(options, sequences, rows, state)
     return resident.resident_backward(
-        rows, state, rows, w_hh, rows, state, options.nonlinearity, precision, sequences
+        rows, state, rows, w_hh, rows, state, dstate, dstate, recurrence, precision
     )
 
 
@@ -197,15 +213,18 @@ def resident_backward(options: Options, precision: str) -> Any:
 def stepwise_forward(options: Options, precision: str) -> Any:
     from ..kernels import stepwise
 
-    rows, state, w_hh, _ = _sizes(options)
-    return stepwise.stepwise_forward(rows, state, w_hh, rows, state, options.nonlinearity, precision)
+    rows, state, w_hh, sequences = _sizes(options)
+    recurrence, inner, full = _cell(options, sequences, rows, state)
+    return stepwise.stepwise_forward(rows, state, w_hh, rows, state, full, inner, recurrence, precision)
 
 
 @_kernel("its backward")
 def stepwise_backward(options: Options, precision: str) -> Any:
     from ..kernels import stepwise
 
-    rows, state, w_hh, _ = _sizes(options)
+    rows, state, w_hh, sequences = _sizes(options)
+    recurrence, dstate, leaked = _cell(options, sequences, rows, state)
     return stepwise.stepwise_backward(
-        rows, state, rows, state, w_hh, rows, state, options.nonlinearity, precision
+        *(rows, state if leaked is None else None, rows, state, w_hh, rows, state),
+        *(leaked, dstate, dstate, recurrence, precision),
     )

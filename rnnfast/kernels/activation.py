@@ -4,8 +4,12 @@
     tanh          x P(x^2) / Q(x^2), as in csrc/cpu/simd/activation.h: a third of an ulp
     tanh_exp      1 - 2 / (exp(2x) + 1): absolute error below 2e-7, for outputs that are rounded to float16
     tanh_approx   one instruction, relative error 2^-11, for outputs that are rounded to bfloat16 (2^-9)
+    sigmoid       1 / (1 + exp(-x))
+    softplus      max(x, 0) + log1p(exp(-|x|)), which does not overflow
+    identity      x
 
-Derivatives need only the output h: tanh' = 1 - h^2, relu' = [h > 0].
+Derivatives need only the value h: tanh' = 1 - h^2, relu' = [h > 0], sigmoid' = h (1 - h),
+softplus' = 1 - exp(-h), identity' = 1.
 """
 
 import torch
@@ -23,6 +27,12 @@ def activate(x, ACTIVATION: tl.constexpr):
         )
     elif ACTIVATION == "tanh_exp":
         return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+    elif ACTIVATION == "sigmoid":
+        return 1.0 / (1.0 + tl.exp(-x))
+    elif ACTIVATION == "softplus":
+        return _softplus(x)
+    elif ACTIVATION == "identity":
+        return x
     else:
         tl.static_assert(ACTIVATION == "tanh")
         return _tanh(x)
@@ -49,17 +59,33 @@ def _tanh(x):
 
 
 @triton.jit
+def _softplus(x):
+    # log(u) e / (u - 1) is log1p(e) without the digits of e that u = 1 + e has lost.
+    e = tl.exp(-tl.abs(x))
+    u = 1.0 + e
+    return tl.where(x <= 0.0, 0.0, x) + tl.where(u == 1.0, e, tl.log(u) * (e / (u - 1.0)))
+
+
+@triton.jit
 def activation_backward(grad, h, ACTIVATION: tl.constexpr):
     """The gradient of the pre-activation, from the gradient of the output `h` and `h` itself."""
     if ACTIVATION == "relu":
         return tl.where(h <= 0.0, 0.0, grad)
+    elif ACTIVATION == "sigmoid":
+        return grad * (h * (1.0 - h))
+    elif ACTIVATION == "softplus":
+        # Near 0, where 1 - exp(-h) loses digits, the first terms of its series.
+        series = h * (1.0 - h / 2.0 * (1.0 - h / 3.0 * (1.0 - h / 4.0)))
+        return grad * tl.where(h < 0.0625, series, 1.0 - tl.exp(-h))
+    elif ACTIVATION == "identity":
+        return grad
     else:
         return grad * (1.0 - h * h)
 
 
 def form_of(nonlinearity: str, dtype: torch.dtype) -> str:
     """The form of the activation that is exact enough for outputs of `dtype`."""
-    if nonlinearity == "relu" or dtype is torch.float32:
+    if nonlinearity != "tanh" or dtype is torch.float32:
         return nonlinearity
     # The instruction is NVIDIA's.
     return "tanh_approx" if dtype is torch.bfloat16 and torch.version.hip is None else "tanh_exp"

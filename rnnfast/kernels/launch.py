@@ -15,6 +15,7 @@ from triton.errors import TritonError
 from .table import Tiles
 
 _TYPES = {
+    torch.bool: "i1",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float32: "fp32",

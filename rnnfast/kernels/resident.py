@@ -3,6 +3,9 @@
     forward    h_t = act(pre_t + h_{t-1} W_hh^T)
     backward   dpre_t = (dout_t + carry_t) act'(h_t);  carry_{t-1} = dpre_t W_hh
 
+for an elman cell. Cells that leak have a second state, which `cell` describes; it stays in the registers of
+the threads that own it, in float32. Where a step is followed by a cut, what it hands on becomes zero.
+
 Ownership: a program owns its sequences for all steps, so programs never communicate and there is no grid-wide
 barrier. W_hh is loaded once and stays in registers (`KEEP`), each warp holding the columns whose units
 it computes. h (backward: dpre) goes through shared memory once a step, to reach all warps as the left operand
@@ -34,9 +37,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layer import Sequences
+from ..layer import Recurrence
 from . import table
 from .activation import activate, activation_backward, form_of
+from .cell import at_zero, leak, leak_backward
 from .launch import Launch, cover
 
 
@@ -80,11 +84,18 @@ def resident_forward_kernel(
     out,  # [R, H]; may be pre itself: a step's pre is read before its out is written, and only by its owner
     h_n,  # [B, H]
     offsets,  # [T + 1] int64, or None where dense
+    cuts,  # [R] bool, or None
+    alpha,  # [H]; None of an elman cell, as is what follows
+    state0,  # [B, H]: h0 of a leaky cell; of a ctrnn v, where h0 is f(v)
+    noise,  # [R, H], of a ctrnn, or None
+    inner,  # [R, H]
     T,
     B,
     H,  # a multiple of 16
     PACKED: tl.constexpr,
     REVERSE: tl.constexpr,
+    CELL: tl.constexpr,
+    ZERO: tl.constexpr,  # what is carried of a state of zeros
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     KEEP: tl.constexpr,  # W_hh in registers, else in shared memory
@@ -103,6 +114,13 @@ def resident_forward_kernel(
     first, count = _rows_of(0, offsets, T, B, PACKED, REVERSE)
     ahead = tl.load(pre + (first * H + start) + at, mask=(b < count)[:, None] & unit, other=0.0)
     next_first, next_count = _rows_of(1, offsets, T, B, PACKED, REVERSE)
+    if CELL != "elman":
+        share = tl.load(alpha + j, mask=j < H, other=0.0).to(tl.float32)[None, :]
+        state = tl.load(state0 + start + at, mask=(b < B)[:, None] & unit, other=0.0).to(tl.float32)
+    if noise is not None:
+        noise_ahead = tl.load(noise + (first * H + start) + at, mask=(b < count)[:, None] & unit, other=0.0)
+    if cuts is not None:
+        cut_ahead = tl.load(cuts + first + b, mask=b < count, other=0)
     if KEEP:
         product = tl.dot(h, w, input_precision=PRECISION)
     for i in range(T):
@@ -110,32 +128,61 @@ def resident_forward_kernel(
             product = tl.dot(h, w, input_precision=PRECISION)
         acc = product + ahead.to(tl.float32)
         here = out + (first * H + start) + at
+        if CELL != "elman":
+            inner_here = inner + (first * H + start) + at
         active = (b < count)[:, None]
         first, count = next_first, next_count
         next_first, next_count = _rows_of(i + 2, offsets, T, B, PACKED, REVERSE)
         ahead = tl.load(pre + (first * H + start) + at, mask=(b < count)[:, None] & unit, other=0.0)
-        new = activate(acc, ACTIVATION).to(h.dtype)
+        if CELL == "elman":
+            new = activate(acc, ACTIVATION).to(h.dtype)
+        else:
+            added = 0.0
+            if noise is not None:
+                added = noise_ahead.to(tl.float32)
+                noise_ahead = tl.load(
+                    noise + (first * H + start) + at, mask=(b < count)[:, None] & unit, other=0.0
+                )
+            new_state, carried, kept = leak(acc, state, added, share, ACTIVATION, CELL)
+            new = carried.to(h.dtype)
+            state = tl.where(active, new_state, state)
+            tl.store(inner_here, kept.to(h.dtype), mask=active & unit)
         h = tl.where(active, new, h)
+        if cuts is not None:
+            cut = (cut_ahead != 0)[:, None]
+            cut_ahead = tl.load(cuts + first + b, mask=b < count, other=0)
+            h = tl.where(cut, tl.full(h.shape, ZERO, h.dtype), h)
+            if CELL != "elman":
+                state = tl.where(cut, 0.0, state)
         if KEEP:
             product = tl.dot(h, w, input_precision=PRECISION)
         tl.store(here, new, mask=active & unit)
-    tl.store(h_n + start + at, h, mask=(b < B)[:, None] & unit)
+    if CELL == "elman":
+        tl.store(h_n + start + at, h, mask=(b < B)[:, None] & unit)
+    else:
+        tl.store(h_n + start + at, state.to(h.dtype), mask=(b < B)[:, None] & unit)
 
 
 @triton.jit
 def resident_backward_kernel(
     dout,  # [R, H], or None for zeros
     dh_n,  # [B, H], or None for zeros
-    out,  # [R, H]
+    out,  # [R, H], the activation's values: of a leaky cell what the forward pass kept
     w_hh,  # [H, H]
     dpre,  # [R, H]
     dh0,  # [B, H]
     offsets,  # [T + 1] int64, or None where dense
+    cuts,  # [R] bool, or None
+    alpha,  # [H]; None of an elman cell, as is what follows
+    carried,  # [B, H], of a ctrnn f(v) of its first state, or None
+    dinner,  # [R, H], or None for zeros
+    dstate,  # [R, H], or None if it is not wanted
     T,
     B,
     H,  # a multiple of 16
     PACKED: tl.constexpr,
     REVERSE: tl.constexpr,
+    CELL: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     KEEP: tl.constexpr,  # W_hh in registers, else in shared memory
@@ -152,7 +199,12 @@ def resident_backward_kernel(
 
     w = _resident(w_hh, j[:, None], j[None, :], H, KEEP)
     carry = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    if dh_n is not None:
+    if CELL != "elman":
+        share = tl.load(alpha + j, mask=j < H, other=0.0).to(tl.float32)[None, :]
+        q = carry
+        if dh_n is not None:
+            q += tl.load(dh_n + start + at, mask=everyone, other=0.0).to(tl.float32)
+    elif dh_n is not None:
         carry += tl.load(dh_n + start + at, mask=everyone, other=0.0).to(tl.float32)
     first, count = _rows_of(0, offsets, T, B, PACKED, not REVERSE)
     mask = (b < count)[:, None] & unit
@@ -160,6 +212,10 @@ def resident_backward_kernel(
     d_ahead = h_ahead
     if dout is not None:
         d_ahead = tl.load(dout + (first * H + start) + at, mask=mask, other=0.0)
+    if dinner is not None:
+        inner_ahead = tl.load(dinner + (first * H + start) + at, mask=mask, other=0.0)
+    if cuts is not None:
+        cut_ahead = tl.load(cuts + first + b, mask=b < count, other=0)
     next_first, next_count = _rows_of(1, offsets, T, B, PACKED, not REVERSE)
     d = tl.zeros((BLOCK_B, BLOCK_H), dtype)
     active = (b < 0)[:, None]
@@ -171,6 +227,8 @@ def resident_backward_kernel(
         if dout is not None:
             g += d_ahead.to(tl.float32)
         here = dpre + (first * H + start) + at
+        if dstate is not None:
+            dstate_here = dstate + (first * H + start) + at
         active = (b < count)[:, None]
         first, count = next_first, next_count
         next_first, next_count = _rows_of(i + 2, offsets, T, B, PACKED, not REVERSE)
@@ -178,12 +236,34 @@ def resident_backward_kernel(
         h_ahead = tl.load(out + (first * H + start) + at, mask=mask, other=0.0)
         if dout is not None:
             d_ahead = tl.load(dout + (first * H + start) + at, mask=mask, other=0.0)
-        d = activation_backward(g, h, ACTIVATION).to(dtype)
+        if CELL == "elman":
+            d = activation_backward(g, h, ACTIVATION).to(dtype)
+        else:
+            of_inner = 0.0
+            if dinner is not None:
+                of_inner = inner_ahead.to(tl.float32)
+                inner_ahead = tl.load(dinner + (first * H + start) + at, mask=mask, other=0.0)
+            g, found = leak_backward(g, of_inner, q, h, share, ACTIVATION, CELL)
+            d = found.to(dtype)
+            q = tl.where(active, (1.0 - share) * g, q)
+            if dstate is not None:
+                tl.store(dstate_here, g.to(dtype), mask=active & unit)
         tl.store(here, d, mask=active & unit)
+        if cuts is not None:
+            cut = (cut_ahead != 0)[:, None]
+            cut_ahead = tl.load(cuts + first + b, mask=b < count, other=0)
+            d = tl.where(cut, tl.zeros(d.shape, dtype), d)
+            if CELL != "elman":
+                q = tl.where(cut, 0.0, q)
         if not KEEP:
             carry = tl.where(active, tl.dot(d, w, input_precision=PRECISION), carry)
     if KEEP:
         carry = tl.where(active, tl.dot(d, w, input_precision=PRECISION), carry)
+    if CELL == "ctrnn":
+        r = tl.load(carried + start + at, mask=everyone, other=0.0).to(tl.float32)
+        carry = activation_backward(carry, r, ACTIVATION)
+    if CELL != "elman":
+        carry += q
     tl.store(dh0 + start + at, carry.to(dh0.dtype.element_ty), mask=everyone)
 
 
@@ -193,26 +273,36 @@ def resident_forward(
     weight_hh: Tensor,  # [H, H]
     out: Tensor,  # [R, H]
     h_n: Tensor,  # [B, H]
-    nonlinearity: str,
+    inner: Optional[Tensor],  # [R, H]; None of an elman cell
+    recurrence: Recurrence,
     precision: str,
-    sequences: Sequences,
 ) -> Launch:
-    block, row = _row(pre.dtype, precision, pre.shape[1])
+    block, row = _row(pre.dtype, precision, pre.shape[1], recurrence.cell)
+    sequences = recurrence.sequences
     return Launch(
         resident_forward_kernel,
         (cover(sequences.batch, row.rows),),
         {
             "pre": pre,
-            "h0": h0,
+            "h0": h0 if recurrence.carried is None else recurrence.carried,
             "w_hh": weight_hh,
             "out": out,
             "h_n": h_n,
             "offsets": sequences.offsets,
+            "cuts": recurrence.cuts,
+            "alpha": recurrence.alpha,
+            "state0": None if recurrence.alpha is None else h0,
+            "noise": recurrence.noise,
+            "inner": inner,
             "T": sequences.steps,
             "B": sequences.batch,
             "H": pre.shape[1],
         },
-        _constants(sequences, form_of(nonlinearity, pre.dtype), precision, block, row),
+        {
+            **_constants(recurrence, precision, block, row),
+            "ACTIVATION": form_of(recurrence.nonlinearity, pre.dtype),
+            "ZERO": at_zero(recurrence),
+        },
         row.warps,
         stages=1,
     )
@@ -221,49 +311,54 @@ def resident_forward(
 def resident_backward(
     grad_out: Optional[Tensor],  # [R, H]
     grad_hn: Optional[Tensor],  # [B, H]
-    out: Tensor,  # [R, H]
+    value: Tensor,  # [R, H]: out, of a leaky cell inner
     weight_hh: Tensor,  # [H, H]
     dpre: Tensor,  # [R, H]
     dh0: Tensor,  # [B, H]
-    nonlinearity: str,
+    grad_inner: Optional[Tensor],  # [R, H]
+    dstate: Optional[Tensor],  # [R, H]
+    recurrence: Recurrence,
     precision: str,
-    sequences: Sequences,
 ) -> Launch:
-    block, row = _row(out.dtype, precision, out.shape[1])
+    block, row = _row(value.dtype, precision, value.shape[1], recurrence.cell)
+    sequences = recurrence.sequences
     return Launch(
         resident_backward_kernel,
         (cover(sequences.batch, row.rows),),
         {
             "dout": grad_out,
             "dh_n": grad_hn,
-            "out": out,
+            "out": value,
             "w_hh": weight_hh,
             "dpre": dpre,
             "dh0": dh0,
             "offsets": sequences.offsets,
+            "cuts": recurrence.cuts,
+            "alpha": recurrence.alpha,
+            "carried": recurrence.carried,
+            "dinner": grad_inner,
+            "dstate": dstate,
             "T": sequences.steps,
             "B": sequences.batch,
-            "H": out.shape[1],
+            "H": value.shape[1],
         },
-        _constants(sequences, nonlinearity, precision, block, row),
+        {**_constants(recurrence, precision, block, row), "ACTIVATION": recurrence.nonlinearity},
         row.backward_warps,
         stages=1,
     )
 
 
-def _row(dtype: torch.dtype, precision: str, hidden: int) -> tuple[int, table.Resident]:
-    found = table.resident(dtype, precision, hidden)
+def _row(dtype: torch.dtype, precision: str, hidden: int, cell: str) -> tuple[int, table.Resident]:
+    found = table.resident(dtype, precision, hidden, cell)
     assert found is not None, "the caller checks that the layer fits"
     return found
 
 
-def _constants(
-    sequences: Sequences, activation: str, precision: str, block: int, row: table.Resident
-) -> dict[str, Any]:
+def _constants(recurrence: Recurrence, precision: str, block: int, row: table.Resident) -> dict[str, Any]:
     return {
-        "PACKED": sequences.offsets is not None,
-        "REVERSE": sequences.reverse,
-        "ACTIVATION": activation,
+        "PACKED": recurrence.sequences.offsets is not None,
+        "REVERSE": recurrence.sequences.reverse,
+        "CELL": recurrence.cell,
         "PRECISION": precision,
         "KEEP": row.keep,
         "BLOCK_B": row.rows,

@@ -60,6 +60,9 @@ RESIDENT = {
     (4, EXACT, 128): Resident(16, 8, 8, False, 147456),
 }
 
+# Cells that leak have more to keep in registers: where W_hh leaves no room for it, W_hh is in shared memory.
+LEAKING = {(2, TF32, 256): Resident(16, 16, 8, False, 147456)}
+
 # The key is the bytes of an element. Tiles are narrow: a step has little work, and more programs share
 # reading the weights.
 STEP = {
@@ -70,8 +73,13 @@ STEP = {
 WEIGHTS = Tiles(32, 64, 32, 4, 3)
 
 
-def resident(dtype: torch.dtype, precision: str, hidden_size: int) -> Optional[tuple[int, Resident]]:
+def resident(
+    dtype: torch.dtype, precision: str, hidden_size: int, cell: str = "elman"
+) -> Optional[tuple[int, Resident]]:
     """BLOCK_H and its row of the table, or None where W_hh is too large to stay in shared memory."""
     block = max(16, 1 << (hidden_size - 1).bit_length())
-    row = RESIDENT.get((dtype.itemsize, TF32 if dtype.itemsize == 2 else precision, block))
+    key = dtype.itemsize, TF32 if dtype.itemsize == 2 else precision, block
+    row = RESIDENT.get(key)
+    if row is not None and cell != "elman":
+        row = LEAKING.get(key, row)
     return None if row is None else (block, row)

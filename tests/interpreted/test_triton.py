@@ -8,6 +8,7 @@ from rnnfast import dispatch
 from rnnfast.backends.base import Problem
 from rnnfast.backends.triton import INTERPRETED
 from rnnfast.functional import rnn_sequence, rnn_step
+from rnnfast.layer import Recurrence, Sequences
 from rnnfast.testing import LENGTHS, NAMES, NONLINEARITIES, SHAPES, check, expected, make
 from tests.compare import compare_sequence, make_without_hn
 from tests.stacks import compare as compare_stack
@@ -280,7 +281,8 @@ def test_refusals(dtype, device, reason):
 
 def test_a_failing_launch_names_kernel_and_sizes():
     state = torch.zeros(2, 20)
-    broken = stepwise.stepwise_forward(state, state, state, state, state, "tanh", "no such precision")
+    recurrence = Recurrence("tanh", Sequences(1, 2, None, None, False))
+    broken = stepwise.stepwise_forward(*[state] * 5, None, None, recurrence, "no such precision")
     with pytest.raises(RuntimeError, match=r"stepwise_forward \(first=0, count=2, B=2, H=20\)"):
         broken.run()
 
@@ -295,7 +297,7 @@ def test_tiles_do_not_depend_on_the_batch():
     for batch in (1, 17, 300):
         state = torch.empty(batch, 64, device="meta")
         weight = torch.empty(64, 64, device="meta")
-        sequences = resident.Sequences(1, batch, None, None, False)
-        made = resident.resident_forward(state, state, weight, state, state, "tanh", "tf32", sequences)
+        recurrence = Recurrence("tanh", Sequences(1, batch, None, None, False))
+        made = resident.resident_forward(state, state, weight, state, state, None, recurrence, "tf32")
         rows[batch] = (made.constants, made.warps)
     assert rows[1] == rows[17] == rows[300]
