@@ -166,7 +166,7 @@ def rnn_sequence(
         network = _NETWORKS.get((nonlinearity, reverse, len(weights) == 4, False))
         call = None if network is None else read(network, input, h0, weights, batch_sizes)
         if call is not None:
-            return run(call, backend)[:2]
+            return run(call, backend, False)[:2]
     check_names(nonlinearity, backend)
     if not isinstance(reverse, bool):
         raise TypeError(f"argument 'reverse' must be bool, not {type(reverse).__name__}")
@@ -190,7 +190,7 @@ def rnn_sequence(
         if undisturbed():
             call = read(network, input, h0, weights, batch_sizes, resets)
             if call is not None:
-                return run(call, backend)[:2]
+                return run(call, backend, False)[:2]
     output, h_n, *_ = _prepared(network, input, h0, weights, batch_sizes, backend, resets)
     return output, h_n
 
@@ -276,7 +276,7 @@ def rnn_stack(
     if undisturbed():
         call = read(network, input, h0, weights, batch_sizes, resets)
         if call is not None:
-            return _chosen(run(call, backend), inner)
+            return _chosen(run(call, backend, inner), inner)
     check_names(network.nonlinearity, backend)
     check_network(network)
     for i, tensor in enumerate(given):
@@ -293,15 +293,18 @@ def _chosen(results: tuple[Tensor, ...], inner: bool) -> tuple[Tensor, ...]:
     return (*results[:2], results[-1]) if inner else results[:2]
 
 
-def run(call: Call, backend: str) -> Any:
-    """Computes a call that nothing watches; returns what `Backend.forward` does, of torch's own less."""
+def run(call: Call, backend: str, inner: bool = True) -> Any:
+    """Computes a call that nothing watches; returns what `Backend.forward` does, of torch's own less.
+
+    Without `inner` that may be missing where no derivative is wanted.
+    """
     grad = is_grad_enabled() and _requires_grad(call)
     solver = find(backend, call, grad)
     if solver.name == "aten":
         return torch_call(call.network, call.x, call.h0, call.weights, call.batch_sizes)
     if grad:
         return apply(solver, call, backend, call.x, call.h0, *call.weights)
-    return solver.forward(call)
+    return solver.forward(call) if inner else solver.infer(call)
 
 
 def _requires_grad(call: Call) -> bool:

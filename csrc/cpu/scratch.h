@@ -127,7 +127,7 @@ class Several {
   T& make(const Args&... args) {
     return *new (room_.get() + count_++) T(args...);
   }
-  T& operator[](int i) { return room_.get()[i]; }
+  T& operator[](int i) const { return room_.get()[i]; }
   int size() const { return count_; }
 
  private:

@@ -141,6 +141,10 @@ class Backend:
         """
         return tuple(result.data for result in self.forward_layers(call))  # autograd takes no views
 
+    def infer(self, call: Call) -> tuple[Tensor, ...]:
+        """`forward` where nothing but output and h_n is wanted; what else it returns may be missing."""
+        return self.forward(call)
+
     def forward_layers(self, call: Call) -> tuple[Tensor, ...]:
         """`forward`, in operators that torch can differentiate if `layer_forward` is."""
         network = call.network

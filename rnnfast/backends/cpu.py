@@ -4,7 +4,8 @@ Every output element is one chain of multiply-adds in an order that depends neit
 number of threads. Results are therefore the same bits from run to run, on any number of threads, and for a
 sequence in any batch. There is one exception: dense sequences of up to `STEPWISE` steps read the weights in
 place rather than packing them, which adds in another order. It does not apply to packed sequences, whose
-number of steps is that of the longest, nor under `torch.use_deterministic_algorithms(True)`.
+number of steps is that of the longest, to cells, activations, noise and resets that torch does not have, nor
+under `torch.use_deterministic_algorithms(True)`.
 """
 
 from __future__ import annotations
@@ -44,17 +45,20 @@ class CpuBackend(Backend):
             return f"it runs on the CPU, the tensors are on {problem.device}"
         if problem.dtype not in NAMES:
             return f"dtype {problem.dtype} is not one of float64, float32, bfloat16, float16"
-        return f"it has no kernel with {problem.extras}" if problem.extras else None
+        return None
 
-    def forward(self, call: Call) -> tuple[Tensor, ...]:
+    def forward(self, call: Call, inner: bool = True) -> tuple[Tensor, ...]:
         stepwise = 0 if are_deterministic_algorithms_enabled() else STEPWISE
         given: Any = call if type(call) is _Read else _native(call)
-        return given.forward(stepwise, get_num_threads())
+        return given.forward(stepwise, get_num_threads(), inner)
+
+    def infer(self, call: Call) -> tuple[Tensor, ...]:
+        return self.forward(call, inner=False)
 
     def backward(self, call: Call, outputs: Outputs, needs: tuple[bool, ...]) -> tuple[Optional[Tensor], ...]:
-        out, hidden, grad_out, grad_hn, *_ = outputs
+        out, hidden, grad_out, grad_hn, _, inner, grad_inner = outputs
         given: Any = call if type(call) is _Read else _native(call, out)
-        return given.backward(out, hidden, grad_out, grad_hn, needs, get_num_threads())
+        return given.backward(out, hidden, grad_out, grad_hn, needs, get_num_threads(), inner, grad_inner)
 
     def recurrence_forward(
         self,

@@ -126,7 +126,8 @@ KEPT int sequence(const StackArgs& args, Range layers, int d, int64_t rows, int6
   if (args.stepwise) {
     for (int64_t l = layers.begin; l < layers.end; ++l) {
       const Layer<S> layer = layer_at(l);
-      forward_stepwise<S, Act>(layer, out_of(layer, l), part<S>(args.h_n, layer.state), zeros, threads);
+      if constexpr (kPlain<Act>)
+        forward_stepwise<S, Act>(layer, out_of(layer, l), part<S>(args.h_n, layer.state), zeros, threads);
     }
     return 0;
   }
@@ -134,7 +135,8 @@ KEPT int sequence(const StackArgs& args, Range layers, int d, int64_t rows, int6
   bool fine = bool(own);
   for (int64_t l = layers.begin; fine && l < layers.end; ++l) {
     const Layer<S> layer = layer_at(l);
-    fine = bool(own.make(layer, out_of(layer, l), part<S>(args.h_n, layer.state), chunk_rows, threads));
+    fine = bool(own.make(layer, out_of(layer, l), part<S>(args.h_n, layer.state), layer.own(args.inner, int(l)),
+                         chunk_rows, threads));
   }
   // What needs no other layer is done while the first chunk of the layer before is being computed.
   for (int i = 0; progress && fine && i < own.size(); ++i) fine = own[i].prepare() == 0;
@@ -211,7 +213,7 @@ int stack(const StackArgs& args, int threads) {
 inline int lowest_wanted(const StackBackwardArgs& args) {
   if (args.dx || args.dh0) return 0;
   const Stack& stack = args.stack;
-  const int each = stack.directions * (stack.biases ? 4 : 2);
+  const int each = stack.directions * stack.weights_each();
   int i = 0;
   while (i < stack.layers * each && !args.dweights[i]) ++i;
   return i / each;
@@ -234,12 +236,19 @@ KEPT int sequence_backward(const StackBackwardArgs& args, Range layers, int d, i
   for (int64_t l = layers.end; fine && l-- > layers.begin;) {
     const Layer<S> layer(stack, args.hidden, rows, int(l), d);
     const auto gradient = [&](int i) { return static_cast<S*>(args.dweights[layer.weights + i]); };
-    const LayerGradients<S> to{dx_of(l),    part<S>(args.dh0, layer.state),       gradient(0),
-                               gradient(1), stack.biases ? gradient(2) : nullptr, stack.biases ? gradient(3) : nullptr};
+    const LayerGradients<S> to{dx_of(l),
+                               part<S>(args.dh0, layer.state),
+                               gradient(0),
+                               gradient(1),
+                               stack.biases ? gradient(2) : nullptr,
+                               stack.biases ? gradient(3) : nullptr,
+                               stack.cell != Cell::kElman ? gradient(stack.alpha_at()) : nullptr,
+                               stack.noise ? gradient(stack.noise_at()) : nullptr};
     const S* out =
         l + 1 < L ? part<S>(args.hidden, l * rows * layer.ld + layer.columns) : part<S>(args.out, layer.columns);
     const S* dout = l + 1 < L ? part<S>(between[(l + 1) % D], layer.columns) : part<S>(args.dout, layer.columns);
-    fine = bool(own.make(layer, to, out, dout, part<S>(args.dh_n, layer.state), pass_rows, chunk_rows, threads));
+    const OutputGradients<S> from{dout, part<S>(args.dh_n, layer.state), layer.own(args.dinner, int(l))};
+    fine = bool(own.make(layer, to, from, out, layer.own(args.inner, int(l)), pass_rows, chunk_rows, threads));
   }
   for (int i = 0; progress && fine && i < own.size(); ++i) fine = own[i].prepare() == 0;
   const Sequences sequences = Layer<S>(stack, args.hidden, rows, 0, d).sequences;

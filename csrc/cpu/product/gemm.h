@@ -58,9 +58,9 @@ inline ThreadGrid plan_gemm(int64_t R, int64_t K, int64_t N, int threads) {
 // What all rows are multiplied by: b = w^T ([N, K] given) or b = w ([K, N] given).
 template <class S>
 struct Factor {
-  const S* w;  // [N, K] if transposed, else [K, N]
-  bool transposed;
-  int64_t N, K;
+  const S* w = nullptr;  // [N, K] if transposed, else [K, N]
+  bool transposed = false;
+  int64_t N = 0, K = 0;
   const S* bias0 = nullptr;  // [N], or null
   const S* bias1 = nullptr;  // [N], or null
 };

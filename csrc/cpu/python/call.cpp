@@ -74,6 +74,7 @@ Call* new_call(PyObject* network, const Network& net, const Call* other) {
   call->problem = other ? Py_NewRef(other->problem) : nullptr;
   call->x_data = call->h0_data = nullptr;
   call->sizes = nullptr;
+  call->resets_data = nullptr;
   return call;
 }
 
@@ -149,10 +150,21 @@ PyObject* problem_of(const Call* call) {
 
 void set(PyObject** field, PyObject* value) { Py_SETREF(*field, Py_NewRef(value)); }
 
-// (network, x, h0, weights, batch_sizes[, resets]) -> a Call, or None
+// Keeps `resets` [R], which may be None, in the call. Returns false if it does not go with the call.
+bool take_resets(Call* call, PyObject* resets) {
+  if (resets == Py_None) return true;
+  int64_t count;
+  if (!call->net.resets || call->packed ||
+      !torch.viewer.look_at_bytes(resets, call->like, &call->resets_data, &count) || count != call->rows)
+    return false;
+  set(&call->resets, resets);
+  return true;
+}
+
+// (network, x, h0, weights, batch_sizes, resets=None) -> a Call, or None
 PyObject* read(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 5 && n != 6) return PyErr_Format(PyExc_TypeError, "5 or 6 arguments, got %zd", n);
-  if (n == 6 && args[5] != Py_None) return no_call();
+  PyObject* const resets = n == 6 ? args[5] : Py_None;
   Network net;
   View x, h0, weight;
   if (!net.read(args[0]) || !torch.viewer.look(args[1], &x)) return no_call();
@@ -166,7 +178,7 @@ PyObject* read(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (!are_batch_sizes(call->sizes, steps, x.shape[0])) return no_call();
     call->steps = steps;
   }
-  if (!measure(call, x)) return no_call();
+  if (!measure(call, x) || net.resets != (resets != Py_None) || !take_resets(call, resets)) return no_call();
   if (!torch.viewer.look(PyTuple_GET_ITEM(args[3], 1), &weight) || weight.ndim != 2 ||
       !measure_states(call, weight.shape[0]))
     return no_call();
@@ -198,12 +210,10 @@ PyObject* bare(PyObject* self, PyObject*) {
   return reinterpret_cast<PyObject*>(new_call(call->network, call->net, call));
 }
 
-// (x, h0, weights, batch_sizes[, resets]) -> a Call of the same sizes with these tensors; x, h0 and each weight may be
-// None
+// (x, h0, weights, batch_sizes, resets=None) -> a Call of the same sizes with these tensors; x, h0 and each weight may
+// be None
 PyObject* having(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   if (n != 4 && n != 5) return PyErr_Format(PyExc_TypeError, "4 or 5 arguments, got %zd", n);
-  if (n == 5 && args[4] != Py_None)
-    return PyErr_Format(PyExc_RuntimeError, "resets are not those that the forward pass of this call had");
   const Call* bare_call = reinterpret_cast<Call*>(self);
   const Network& net = bare_call->net;
   if (!PyTuple_Check(args[2]) || PyTuple_GET_SIZE(args[2]) != net.count() * net.per)
@@ -235,6 +245,8 @@ PyObject* having(PyObject* self, PyObject* const* args, Py_ssize_t n) {
     PyTuple_SET_ITEM(weights.get(), i, weight.release());
   }
   set(&call->weights, weights.get());
+  if (n == 5 && !take_resets(call, args[4]))
+    return PyErr_Format(PyExc_RuntimeError, "resets are not those that the forward pass of this call had");
   if (args[3] == Py_None) return owner.release();
   int64_t steps;
   if (!torch.viewer.look_at_numbers(args[3], &call->sizes, &steps) || steps != call->steps ||

@@ -50,30 +50,34 @@ int lowest_layer(const Network& net, const std::vector<bool>& needs) {
 
 }  // namespace
 
-// (stepwise, threads) -> (out,) of a step, else (out, h_n) and, of several layers, hidden. `stepwise`: up to this many
-// steps read the weights in place.
+// (stepwise, threads, keep=True) -> (out,) of a step, else (out, h_n), of several layers hidden, and of a cell other
+// than Elman's inner, if `keep`. `stepwise`: up to this many steps read the weights in place.
 PyObject* forward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
-  if (n != 2) return PyErr_Format(PyExc_TypeError, "2 arguments, got %zd", n);
+  if (n != 2 && n != 3) return PyErr_Format(PyExc_TypeError, "2 or 3 arguments, got %zd", n);
+  const bool keep = n == 2 || args[2] == Py_True;
   const Call* call = reinterpret_cast<Call*>(self);
   const Network& net = call->net;
   if (!runs_here(call)) return nullptr;
   if (call->x == Py_None) return PyErr_Format(PyExc_RuntimeError, "this call has no tensors");
   const Shape hidden_shape(net.layers - 1, call->rows, call->width());
-  char *out = nullptr, *h_n = nullptr, *hidden = nullptr;
+  char *out = nullptr, *h_n = nullptr, *hidden = nullptr, *inner = nullptr;
   PyObject* const like_out = net.step ? call->h0 : Py_None;
-  Owned made[3] = {fresh(call, call->x, like_out, call->out_shape(), &out), nullptr, nullptr};
+  Owned made[4] = {fresh(call, call->x, like_out, call->out_shape(), &out), nullptr, nullptr, nullptr};
   if (made[0] && !net.step) {
     const bool alike = call->h0 == Py_None && call->h0_shape == call->out_shape();
     made[1] = fresh(call, call->x, alike ? made[0].get() : call->h0, call->h0_shape, &h_n);
   }
-  if (made[1] && net.layers > 1) made[2] = fresh(call, call->x, Py_None, hidden_shape, &hidden);
-  const int count = net.step ? 1 : net.layers > 1 ? 3 : 2;
+  int count = net.step ? 1 : 2;
+  if (made[count - 1] && net.layers > 1) made[count++] = fresh(call, call->x, Py_None, hidden_shape, &hidden);
+  if (made[count - 1] && keep && net.cell != Cell::kElman)
+    made[count++] = fresh(call, call->x, Py_None, call->inner_shape(), &inner);
   if (!made[count - 1]) return nullptr;
-  const bool stepwise = net.step || (!call->packed && call->steps <= PyLong_AsLongLong(args[0]));
+  const Stack stack = call->stack();
+  const bool stepwise = stack.plain() && (net.step || (!call->packed && call->steps <= PyLong_AsLongLong(args[0])));
   const int threads = usable_threads(int(PyLong_AsLong(args[1])));
   int failed;
   Py_BEGIN_ALLOW_THREADS;
-  failed = active_kernels().stack({call->stack(), stepwise, hidden, out, h_n}, threads);
+  failed = active_kernels().stack({stack, stepwise, hidden, out, h_n, inner}, threads);
   Py_END_ALLOW_THREADS;
   if (failed) return PyErr_NoMemory();
   PyObject* results = PyTuple_New(count);
@@ -81,11 +85,12 @@ PyObject* forward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   return results;
 }
 
-// (out, hidden or None, grad_out or None, grad_hn or None, needs, threads) -> the gradients of x, h0 and the weights,
-// each None if `needs`, a tuple of bools, says so. Gradients from autograd may have any layout; that of a sum is
-// expanded from a single number.
+// (out, hidden or None, grad_out or None, grad_hn or None, needs, threads, inner=None, grad_inner=None) -> the
+// gradients of x, h0 and the weights, each None if `needs`, a tuple of bools, says so. Gradients from autograd may have
+// any layout; that of a sum is expanded from a single number.
 PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
-  if (n != 6) return PyErr_Format(PyExc_TypeError, "6 arguments, got %zd", n);
+  if (n != 6 && n != 8) return PyErr_Format(PyExc_TypeError, "6 or 8 arguments, got %zd", n);
+  PyObject *const given_inner = n == 8 ? args[6] : Py_None, *const given_grad_inner = n == 8 ? args[7] : Py_None;
   const Call* call = reinterpret_cast<Call*>(self);
   const Network& net = call->net;
   const int count = net.count() * net.per;
@@ -96,22 +101,33 @@ PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   for (int i = 0; i < 2 + count; ++i) needs.push_back(PyTuple_GET_ITEM(args[4], i) == Py_True);
 
   const Shape hidden_shape(net.layers - 1, call->rows, call->width());
-  Owned copies[4];
-  View out, hidden, grad_out, grad_hn;
+  Owned copies[6];
+  View out, hidden, grad_out, grad_hn, inner, grad_inner;
   if (!look_dense("out", args[0], call, call->out_shape(), &copies[0], &out) ||
       !look_dense("hidden", args[1], call, hidden_shape, &copies[1], &hidden) ||
       !look_dense("the gradient of out", args[2], call, call->out_shape(), &copies[2], &grad_out) ||
-      !look_dense("the gradient of h_n", args[3], call, call->h0_shape, &copies[3], &grad_hn))
+      !look_dense("the gradient of h_n", args[3], call, call->h0_shape, &copies[3], &grad_hn) ||
+      !look_dense("inner", given_inner, call, call->inner_shape(), &copies[4], &inner) ||
+      !look_dense("the gradient of inner", given_grad_inner, call, call->inner_shape(), &copies[5], &grad_inner))
     return nullptr;
+  const Stack stack = call->stack();
+  const bool elman = net.cell == Cell::kElman, ctrnn = net.cell == Cell::kCtrnn;
+  if (given_grad_inner != Py_None && !ctrnn)
+    return PyErr_Format(PyExc_RuntimeError, "the inner values of this cell have no gradient here");
   const int lowest = lowest_layer(net, needs);
   const auto missing = [&](bool read, PyObject* object) { return read && object == Py_None; };
   const auto weight = [&](int i) { return call->weights == Py_None ? Py_None : PyTuple_GET_ITEM(call->weights, i); };
-  bool lacking = missing(true, args[0]) || missing(net.layers > 1, args[1]) || missing(call->packed, call->batch_sizes);
+  bool lacking = missing(true, args[0]) || missing(net.layers > 1, args[1]) ||
+                 missing(call->packed, call->batch_sizes) || missing(!elman, given_inner) ||
+                 missing(net.resets, call->resets);
   for (int i = 0; i < count; i += net.per) {
     const int layer = i / net.per / net.directions;
-    lacking |= layer == 0 && missing(needs[size_t(2 + i)], call->x);
-    lacking |= missing(layer > lowest || (layer == 0 && needs[0]), weight(i));
-    lacking |= missing(layer >= lowest && (call->steps > 1 || needs[1]), weight(i + 1));
+    const bool products = ctrnn && needs[size_t(2 + i + stack.alpha_at())];  // which the gradient of alpha reads
+    lacking |= layer == 0 && missing(needs[size_t(2 + i)] || products, call->x);
+    lacking |= missing(layer > lowest || (layer == 0 && needs[0]) || products, weight(i));
+    lacking |= missing(layer >= lowest && (call->steps > 1 || needs[1] || products), weight(i + 1));
+    for (int bias = 2; bias < stack.alpha_at(); ++bias) lacking |= missing(products, weight(i + bias));
+    lacking |= missing(!elman && layer >= lowest, weight(i + stack.alpha_at()));
   }
   if (lacking) return PyErr_Format(PyExc_RuntimeError, "a tensor that this backward pass reads is missing");
 
@@ -132,8 +148,9 @@ PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   const int threads = usable_threads(int(PyLong_AsLong(args[5])));
   int failed;
   Py_BEGIN_ALLOW_THREADS;
-  failed = active_kernels().stack_backward(
-      {call->stack(), hidden.data, out.data, grad_out.data, grad_hn.data, data[0], data[1], data.data() + 2}, threads);
+  failed = active_kernels().stack_backward({stack, hidden.data, out.data, grad_out.data, grad_hn.data, data[0], data[1],
+                                            data.data() + 2, inner.data, grad_inner.data},
+                                           threads);
   Py_END_ALLOW_THREADS;
   if (failed) return PyErr_NoMemory();
   return grads.release();

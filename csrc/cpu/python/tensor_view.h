@@ -16,7 +16,7 @@ namespace dlpack {
 
 constexpr uint32_t kMajor = 1;
 constexpr int32_t kCpu = 1, kCuda = 2;
-enum Code : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4 };
+enum Code : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kBool = 6 };
 
 struct Tensor {
   void* data;
@@ -143,19 +143,34 @@ class Viewer {
   // Finds the numbers of `batch_sizes`: a dense tensor of int64 with one dimension, on the CPU.
   bool look_at_numbers(PyObject* object, const int64_t** numbers, int64_t* count) const {
     dlpack::Tensor t;
-    if (!knows(object) || from_python_(object, &t) != 0) {
-      PyErr_Clear();
-      return false;
-    }
-    if (t.device_type != dlpack::kCpu || t.code != dlpack::kInt || t.bits != 64 || t.lanes != 1 || t.ndim != 1 ||
-        !t.data || (t.strides && t.shape[0] > 1 && t.strides[0] != 1) || negated(object))
+    if (!look_at_list(object, &t) || t.device_type != dlpack::kCpu || t.code != dlpack::kInt || t.bits != 64 || !t.data)
       return false;
     *numbers = reinterpret_cast<const int64_t*>(static_cast<const char*>(t.data) + t.byte_offset);
     *count = t.shape[0];
     return true;
   }
 
+  // Finds the bytes of `resets`: a dense tensor of bool or uint8 with one dimension, on the device of `like`.
+  bool look_at_bytes(PyObject* object, const View& like, const uint8_t** bytes, int64_t* count) const {
+    dlpack::Tensor t;
+    if (!look_at_list(object, &t) || (t.code != dlpack::kBool && t.code != dlpack::kUInt) || t.bits != 8 ||
+        t.device_type != like.device_type || t.device_id != like.device_id || (t.shape[0] > 0 && !t.data))
+      return false;
+    *bytes = t.data ? static_cast<const uint8_t*>(t.data) + t.byte_offset : nullptr;
+    *count = t.shape[0];
+    return true;
+  }
+
  private:
+  // Reads a dense tensor with one dimension that is not lazily negated.
+  bool look_at_list(PyObject* object, dlpack::Tensor* t) const {
+    if (!knows(object) || from_python_(object, t) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    return t->lanes == 1 && t->ndim == 1 && (!t->strides || t->shape[0] <= 1 || t->strides[0] == 1) && !negated(object);
+  }
+
   // Copies the shape. Returns the number of elements, or -1 if they are not dense.
   static int64_t read_shape(const dlpack::Tensor& t, int64_t* shape) {
     int64_t count = 1;
