@@ -147,6 +147,6 @@ class EchoStateNetwork:
     def free_run(self, states: Tensor, steps: int) -> Tensor:
         """The forecast of `steps` steps from each of `states` [B, H]: [steps, B, D]."""
         start = states.to(self.dtype).unsqueeze(0).contiguous()
-        nothing = start.new_zeros(steps - 1, len(states), self.weights.w_in.shape[1])
+        nothing = start.new_zeros(steps, len(states), self.weights.w_in.shape[1])
         later, _ = self.closed_loop(nothing, start)
-        return self.readout(torch.cat([start, later]))
+        return self.readout(torch.cat([start, later[:-1]]))

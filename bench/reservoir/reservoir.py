@@ -120,8 +120,8 @@ def speed_table(speeds: Sequence[Speed]) -> str:
 def run(args: argparse.Namespace, with_peer: bool) -> int:
     units = args.units or (60 if args.quick else 500)
     steps = args.steps or (300 if args.quick else 10_000)
-    training, testing, starts = (1000, 1100, 5) if args.quick else (4000, 4000, 50)
-    rounds = 2 if args.quick else 5
+    training, testing, starts = (600, 1000, 3) if args.quick else (4000, 4000, 50)
+    rounds = 1 if args.quick else 5
     problems, found, seconds, speeds = [], {}, {}, []
     jobs = [*args.series, *((30, 40) if args.quick else (200, 500))]
     for job in progress(jobs, "reservoir", label=str):
