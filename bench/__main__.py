@@ -23,6 +23,11 @@ COMMANDS = {
     "gpu": ("bench.gpu.run:main", "everything that has to be found out on a GPU, in ten minutes"),
     "latency": ("bench.machine.gpu_latency:main", "the parts of a step on a GPU, each timed by itself"),
     "crossover": ("bench.report.crossover:main", "where `auto` takes a GPU backend, from results"),
+    "reservoir": ("bench.reservoir.reservoir:main", "echo state networks on chaotic series, and reservoirpy"),
+    "neuro": (
+        "bench.neuro.neuro:main",
+        "rate networks on two tasks of neuroscience, and a Python loop",
+    ),
     "charlm": ("bench.lm.charlm:main", "train a language model on rnnfast and torch side by side"),
 }
 

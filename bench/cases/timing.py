@@ -1,8 +1,9 @@
 """The one timer: all contenders of a cell take turns in one process.
 
 What doesn't go through it measures something that can't be repeated or that the host doesn't see: the first
-call of a compiler (`compile_seconds`), training (`bench.lm.train`, where a step changes the weights), the
-probes of the native extension and of gpu_latency.cu, which time loops of their own, and torch's profiler.
+call of a compiler (`compile_seconds`), training (`bench.lm` and `bench.neuro`, where a step changes the
+weights), the probes of the native extension and of gpu_latency.cu, which time loops of their own, and
+torch's profiler.
 
 A round gives every contender one turn, in an order shuffled anew. A turn is a few untimed calls, in which
 the caches fill and the thread pool of whoever ran before goes to sleep, and then one timed batch: as many

@@ -20,22 +20,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def positive(kind: type) -> Any:
-    """An argument type: a number of `kind` above zero."""
-
-    def parse(value: str) -> Any:
-        number = kind(value)
-        if not number > 0:
-            raise argparse.ArgumentTypeError(f"must be above 0, got {value}")
-        return number
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser = command.parser("charlm", description)
-    count, real = positive(int), positive(float)
+    count, real = command.positive(int), command.positive(float)
     preset = parser.add_mutually_exclusive_group()
     preset.add_argument("--quick", action="store_true", help="a small model for a few seconds")
     preset.add_argument(

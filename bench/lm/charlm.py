@@ -14,7 +14,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,13 +21,14 @@ from torch import nn
 from tqdm import tqdm
 
 import rnnfast
+from bench import command
 from bench.lm import batches, models, processes, text
 from bench.lm.agreement import EARLY_STEPS, compare
 from bench.lm.arguments import make_parser, parse_arguments
 from bench.lm.evaluate import log_probabilities, perplexity
 from bench.lm.ngram import NGram
 from bench.lm.plot import plot
-from bench.lm.report import Row, describe, environment, table, write_json
+from bench.lm.report import Row, describe, environment, table
 from bench.lm.sample import generate
 from bench.lm.train import Budget, Trainer, TrainingDiverged, train
 
@@ -86,15 +86,6 @@ def find_backend(args: argparse.Namespace, model: nn.Module) -> str:
     width = args.batch_size // processes.world_size()
     input = torch.zeros(args.num_steps, width, rnn.input_size, dtype=getattr(torch, args.dtype))
     return rnnfast.explain(rnn, input).backend
-
-
-def make_folders(*paths: Path) -> None:
-    """Make them now: a run is too long to find out at its end that it cannot be written down."""
-    for path in paths:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"cannot write to {path}: {error.strerror}") from None
 
 
 def train_networks(
@@ -226,7 +217,7 @@ def run(
                 for trainer in trainers
             },
         }
-        write_json(args.json, result)
+        command.write_json(args.json, result)
     if agreement is not None and not agreement.agrees:
         print(
             "error: the loss curves do not agree; is --lr far too large, or a kernel wrong?", file=sys.stderr
@@ -247,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--batch-size {args.batch_size} is no multiple of {processes.world_size()} processes"
             )
         try:
-            make_folders(args.out, *([args.json.parent] if args.json else []))
+            command.make_folders(args.out, *([args.json.parent] if args.json else []))
             corpus = load_corpus(args)
             networks = make_models(args, len(corpus.vocabulary))
             backend = find_backend(args, networks[FAST])

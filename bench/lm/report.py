@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import platform
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,11 +66,6 @@ def environment() -> dict[str, Any]:
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, default=asdict) + "\n", encoding="utf-8")
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -18,7 +18,7 @@ from bench.cases.suites import SUITES
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = sorted((ROOT / "bench").rglob("*.py"))
 # Who may look at a clock beside the timer, which says why in its head: compilers' first calls, and training.
-CLOCKS = ("bench/cases/timing.py", "bench/peers/", "bench/lm/", "bench/tests/")
+CLOCKS = ("bench/cases/timing.py", "bench/peers/", "bench/lm/", "bench/neuro/train.py", "bench/tests/")
 
 
 def module(path: Path) -> str:

@@ -1,0 +1,1 @@
+"""Continuous-time rate networks with Dale's law on two tasks of neuroscience, beside a Python loop."""

@@ -1,0 +1,1 @@
+"""Echo state networks on chaotic series, beside reservoirpy: forecasts, and time."""
