@@ -41,6 +41,22 @@ def recorded_as_torch_s(backend: str) -> bool:
     return tracing() or (backend == "aten" and getattr(torch.compiler, "_is_exporting_flag", False))
 
 
+def fusible(x: Tensor) -> bool:
+    """Whether torch.compile does better with a step in torch's operators, which it fuses with what is around.
+
+    Our operator stands in the way of that, and is called in Python at every step of a compiled loop. Not for
+    16-bit types, whose sums ours keeps in float32, nor where algorithms have to be deterministic. A program
+    that is exported keeps the operator.
+    """
+    return (
+        is_compiling()
+        and not getattr(torch.compiler, "_is_exporting_flag", False)
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.are_deterministic_algorithms_enabled()
+    )
+
+
 def watching() -> bool:
     """Whether our operators must be seen: by torch.compile, a tracer, a dispatch mode or the profiler."""
     return is_compiling() or _dispatch_modes() > 0 or _is_profiling() or _is_tracing()

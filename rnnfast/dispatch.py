@@ -152,8 +152,13 @@ def get(name: str) -> Backend:
 
 def check_name(name: str) -> None:
     """Raises what `get` raises for a backend that can't be used here; accepts "auto"."""
-    if name != "auto" or AUTO != "auto":
+    if not means_auto(name):
         get(AUTO if name == "auto" else name)
+
+
+def means_auto(name: str) -> bool:
+    """Whether `name` leaves the choice to `choose`."""
+    return name == "auto" and AUTO == "auto"
 
 
 def unavailable(name: str) -> Optional[str]:

@@ -5,7 +5,8 @@ A call is `read` and run (`run`), in most cases without anything in between. Wha
 
 1. torch's own operator, for arguments that no kernel takes (it rejects most of them with its own errors) and
    where a `__torch_function__` is to see what torch's modules call;
-2. the composite of differentiable torch operators, under `torch.func` transforms and forward-mode AD;
+2. the composite of differentiable torch operators, under `torch.func` transforms and forward-mode AD, and for
+   single steps on the CPU that torch.compile may fuse with what is around them;
 3. the registered operator, under torch.compile, export, a dispatch mode or the profiler.
 
 What is left has been made dense, or cast by autocast, and is read and run like any other call.
@@ -35,6 +36,7 @@ from .backends.aten import torch_call
 from .call import CELLS, Call, Network, made, read
 from .context import (
     autocast_on,
+    fusible,
     needs_composite,
     ordinary,
     overridden,
@@ -44,7 +46,7 @@ from .context import (
     watched,
 )
 from .derivative import apply, composite, fields
-from .dispatch import check_name, find
+from .dispatch import check_name, find, means_auto
 
 
 def rnn_step(
@@ -333,7 +335,7 @@ def _prepared(
         check_packed(batch_sizes, x, h0)
     if not fits(network, x, h0, weights, packed, resets) and not (packed and seen):
         return left_to_torch(torch_call(network, *given, batch_sizes, resets), backend, (x, h0, *weights))
-    if needs_composite():
+    if needs_composite() or (network.step and means_auto(backend) and fusible(x)):
         check_name(backend)
         return composite(made(network, x, h0, weights, batch_sizes, resets))
     if seen:
