@@ -19,6 +19,7 @@ COMMANDS = {
     "gpu": ("bench.gpu.run:main", "everything that has to be found out on a GPU, in ten minutes"),
     "latency": ("bench.machine.gpu_latency:main", "the parts of a step on a GPU, each timed by itself"),
     "crossover": ("bench.report.crossover:main", "where `auto` takes a GPU backend, from results"),
+    "study": ("bench.study.command:main", "the study ladder: from the equation to a persistent kernel"),
     "charlm": ("bench.lm.charlm:main", "train a language model on rnnfast and torch side by side"),
 }
 
