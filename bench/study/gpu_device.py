@@ -1,7 +1,7 @@
 """Builds a GPU rung and calls it: on the GPU where there is one, else on the CPU machine of the tests.
 
-The machine (tests/cuda_on_cpu) runs the same source, compiled by g++. It finds missing barriers and waits that never
-end, and says nothing about time.
+The machine (tests/cuda_on_cpu) runs the same source, compiled by g++. It finds missing barriers and waits
+that never end, and says nothing about time.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """What a step of a GPU rung should take: its instructions, and a table of latencies measured on an H100.
 
-A step is a chain: what has to arrive, the multiply-adds, the sum over lanes, tanh, and what makes it visible to the
-others. The model adds up the chain's latencies and the time in which the schedulers issue the loop's instructions.
-Latencies are those of bench/results/h100/device.json (`python -m bench latency`); instructions are counted in the
-machine code of sm_90 (gpu_counts.json, which `python -m bench.study.gpu_table --count` writes).
+A step is a chain: what has to arrive, the multiply-adds, the sum over lanes, tanh, and what makes it visible
+to the others. The model adds up the chain's latencies and the time in which the schedulers issue the loop's
+instructions. Latencies are those of bench/results/h100/device.json (`python -m bench latency`). Instructions
+are counted in the machine code of sm_90; gpu_counts.json has them, which `python -m bench.study.gpu_table
+--count` writes.
 
-Two quantities are not in the table. The sum over lanes exchanges by shuffles, which go through the unit of shared
-memory, so each counts as a load from there. Each of the multiprocessor's four schedulers issues an instruction a
-cycle.
+Two quantities are not in the table. The sum over lanes exchanges by shuffles, which go through the unit of
+shared memory, so each counts as a load from there. Each of the multiprocessor's four schedulers issues an
+instruction a cycle. Left out: that a load may miss L2, that several blocks share a multiprocessor, and that
+instructions wait for each other.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections import Counter
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -49,8 +51,8 @@ SCHEDULERS = 4
 def count(label: str, architecture: int) -> dict[str, int]:
     """What a kernel takes, and the instructions of a round of its main loop, by kind.
 
-    Rungs 9 to 12 go round once a step (11 and 12 once for each sequence of a step), rungs 8 and 8b once for some
-    columns. Raises device.Missing where it can't be compiled or disassembled.
+    Rungs 9 to 12 go round once a step (11 and 12 once for each sequence of a step), rungs 8 and 8b once for
+    some columns. Raises device.Missing where it can't be compiled or disassembled.
     """
     file = RUNGS / FILES[label]
     try:
@@ -123,21 +125,26 @@ def latencies() -> dict[str, float]:
     return {**by_name, "cycle": barrier["ns"] / barrier["cycles"]}
 
 
+def limit(label: str) -> Optional[int]:
+    """The largest H that a rung has, or None."""
+    return {"8": None, "8b": None, "11": 512, "12": 512}.get(label, 128)
+
+
 def predict(label: str, batch: int, hidden: int) -> dict[str, float]:
     """The terms of a step's time in microseconds. `batch` is at most the number of multiprocessors.
 
     Raises ValueError for a rung that has no such size.
     """
-    if label in ("9", "9b", "10") and hidden > 128 or hidden > 512:
+    largest = limit(label)
+    if largest is not None and hidden > largest:
         raise ValueError(f"rung {label} has no H = {hidden}")
     ns, code = latencies(), counted()["rungs"][label]["sm_90"]
     load, shuffle = ns["L2 load"], ns["shared memory load"]
-    warps = 8
-    # Each scheduler has two of a block's eight warps.
+    warps = 4 if label == "8b" else 8
     issue = code["instructions"] * warps / SCHEDULERS * ns["cycle"]
     tanh = ns["tanh for float32"]
     if label in ("8", "8b"):
-        rounds = ceil(hidden / 128)  # of loads that are under way together: of W_hh, h and pre
+        rounds = ceil(hidden / (64 if label == "8b" else 128))  # of the loop; its loads go out together
         terms = {
             "launch in a graph": ns["kernel in a graph"],
             "loads": rounds * load,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from bench.study.problem import TIMED, Shape, Solve
+from bench.study.problem import CHECKED, TIMED, Shape, Solve
 
 RUNG_FILES = Path(__file__).parent / "rungs"
 Terms = dict[str, float]  # what a step's time is made of: name and microseconds a step
@@ -33,6 +33,7 @@ class Rung:
     # (machine) -> why this machine can check the rung and not time it, or None: GPU code on a CPU, say.
     untimed: Callable[[], Optional[str]] = lambda: None
     shapes: tuple[Shape, ...] = TIMED  # what it is timed on
+    checked: tuple[Shape, ...] = CHECKED  # what it is checked on: some rungs have a largest H
     variant: str = ""  # "b" for the second rung of a number
     before: str = ""  # the label of the rung it is compared with, or else the one before it
 

@@ -61,7 +61,7 @@ def examine(rung: Rung) -> tuple[str, Optional[str], Optional[Solve]]:
     except Unavailable as error:
         return "unavailable", str(error), None
     try:
-        problem = wrong(solve, rung.backward)
+        problem = wrong(solve, rung.backward, rung.checked)
     except Exception as error:  # no fault of one rung may stop another
         return "wrong", f"{type(error).__name__}: {error}", None
     return ("right", None, solve) if problem is None else ("wrong", problem, None)

@@ -12,7 +12,7 @@
 //
 // The floor. One launch a step: the end of a kernel is the barrier between steps. In a CUDA graph the host is not asked
 // again for every launch, and what is left is the device's own start of a kernel, which the latency table calls "kernel
-// in a graph". The product, H^2 multiply-adds for a sequence, is small beside that until H is some thousands.
+// in a graph".
 //
 // The shipped kernel: csrc/cuda/step/step.cuh, which a cell or a sequence of one step runs.
 #include "launch.cuh"

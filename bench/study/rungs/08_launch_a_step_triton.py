@@ -56,5 +56,5 @@ def launch(pre, w_hh, h0, out):
     return steps
 
 
-# Exercise. 1 - e^-2|x| loses leading digits near 0. How large does the relative error of h become for x = 1e-4,
-# and is the rung still right? (test_exercise_8b)
+# Exercise. 1 - e^-2|x| loses leading digits near 0. How large does the relative error of h become for
+# x = 1e-4, and is the rung still right? (test_exercise_8b)
