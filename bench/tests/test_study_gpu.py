@@ -163,7 +163,7 @@ def test_exercise_10():
 @needs_machine
 @pytest.mark.slow
 def test_exercise_11():
-    """Blocks in any order wait for ever, as the machine reports; cooperative ones that don't fit are refused."""
+    """Blocks in any order wait for ever, as the machine reports; cooperative ones are refused instead."""
     shape = Shape(3, 1, 4, 100)  # 7 blocks
     device.configure(built("11", "STUDY_INDEPENDENT"))
     with pytest.raises(RuntimeError, match="deadlock, nothing but polling"):
