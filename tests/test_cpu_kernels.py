@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -215,6 +216,32 @@ def test_bits_do_not_depend_on_the_batch(shape, dtype):
         assert torch.equal(alone["h0"], whole["h0"][b : b + 1])
 
 
+# Hidden sizes whose weights end with a whole vector or panel, and within one.
+@pytest.mark.parametrize("hidden_size", [3, 16, 64, 130, 257])
+@pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_bits_do_not_depend_on_how_a_weight_is_read(hidden_size, dtype, instruction_set):
+    """A weight that is used often is packed, one that is used a few times is read in place."""
+    native.use(instruction_set)
+    torch.use_deterministic_algorithms(True)  # no fused steps, which add in another order
+    try:
+        for batch, few in itertools.product((1, 2, 3, 4, 5, 14), (1, 3)):
+            case = testing.make((150, batch, 37, hidden_size), dtype)
+            whole = run(case)
+            first, last = case.to(dtype), case.to(dtype)
+            first.inputs = {**case.inputs, "x": case.inputs["x"][:few]}
+            first.grad_out = case.grad_out[:few]
+            assert torch.equal(run(first)["out"], whole["out"][:few])
+            last.inputs = {**case.inputs, "x": case.inputs["x"][-few:], "h0": whole["out"][-few - 1]}
+            last.grad_out = case.grad_out[-few:]
+            alone = run(last)
+            assert torch.equal(alone["out"], whole["out"][-few:])
+            assert torch.equal(alone["x"], whole["x"][-few:])
+    finally:
+        torch.use_deterministic_algorithms(False)
+        native.use(INSTRUCTION_SETS[-1])
+
+
 def test_bits_of_a_packed_sequence_are_those_of_the_sequence_alone():
     lengths = [9, 7, 4, 2, 1]
     case = testing.make((0, 0, 28, 64), torch.float32, lengths=lengths)
@@ -346,10 +373,10 @@ def test_memory_that_is_not_there_is_an_error():
     code = (
         "import resource, torch, rnnfast.functional as f\n"
         "x, w = torch.zeros(1, 1, 4), torch.zeros(24000, 24000)\n"
-        "w_ih, h = torch.zeros(24000, 4), torch.zeros(1, 24000)\n"
+        "w_ih, h = torch.zeros(24000, 4), torch.zeros(16, 24000)\n"  # so many rows that the weight is packed
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**28,) * 2)\n"
-        "try: f.rnn_sequence(x.expand(9, 1, 4), h, w_ih, w, backend='cpu')\n"
+        "try: f.rnn_sequence(x.expand(9, 16, 4), h, w_ih, w, backend='cpu')\n"
         "except MemoryError: print('MemoryError')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -17,7 +17,8 @@ hour:
 part of `core` for a first look. `gpu`, on a CUDA device, is a B x H plane at T = 100 in float32 (exact, no
 TF32) and bfloat16, and a few points for T, I, activation, layout and single steps, for every contender.
 `gpu-layers` and `gpu-steps` time our CUDA and Triton kernels against cuDNN over more sizes, with float16 and
-TF32; `auto` takes a GPU backend where these were won.
+TF32; `auto` takes a GPU backend where these were won. `random` is drawn for a seed (`drawn.py`), to
+find what no list of cases holds.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Optional
 
 from bench.cases.case import Case
+from bench.cases.drawn import draw
 from bench.cases.precision import KINDS
 from bench.cases.timing import Budget
 
@@ -137,12 +139,13 @@ def gpu_steps() -> list[Case]:
 class Suite:
     """A list of cases, and how they are measured."""
 
-    cases: Callable[[], list[Case]]
+    cases: Callable[..., list[Case]]  # of a seed and a number where they are `drawn`, else of nothing
     budget: Budget
     peers: tuple[str, ...] = ()  # who takes part where nobody is named: all who can, if empty
     checked_steps: Optional[int] = None  # so many steps are checked before all are timed; all, if None
     device_clock: bool = False  # CUDA events of the current stream rather than the host's clock
     bounds: bool = True  # measure the machine's peaks, and how near to its bound each cell comes
+    drawn: bool = False
 
 
 _CUDNN_AND_OURS = ("rnnfast-cuda", "rnnfast-triton", "torch-rnn")
@@ -163,12 +166,20 @@ SUITES = {
     "gpu-steps": Suite(
         gpu_steps, Budget(seconds=0.05, min_rounds=3), _CUDNN_AND_OURS, device_clock=True, bounds=False
     ),
+    "random": Suite(
+        draw, Budget(seconds=0.15, min_rounds=5), ("rnnfast", "torch-rnn"), bounds=False, drawn=True
+    ),
 }
 
 
-def select(suite: str, threads: Iterable[int] = (), pattern: str = "") -> list[Case]:
-    """The cases of a suite, at the given thread counts if any, whose key contains every word of `pattern`."""
-    cases = SUITES[suite].cases()
+def select(
+    suite: str, threads: Iterable[int] = (), pattern: str = "", seed: int = 1, count: int = 200
+) -> list[Case]:
+    """The cases of a suite, at the given thread counts if any, whose key contains every word of `pattern`.
+
+    `seed` and `count` are those of a suite that is drawn.
+    """
+    cases = SUITES[suite].cases(seed, count) if SUITES[suite].drawn else SUITES[suite].cases()
     if threads:
         cases = list(dict.fromkeys(replace(case, threads=n) for case in cases for n in threads))
     return [case for case in cases if all(word in case.key.split() for word in pattern.split())]

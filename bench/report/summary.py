@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from bench.cases.suites import MEMORY
 from bench.machine import peaks, recurrence
-from bench.report import table, targets
+from bench.report import losses, table, targets
 
 
-def summary(data: dict, cells: dict[str, dict], with_targets: bool) -> str:
+def summary(data: dict, cells: dict[str, dict], with_targets: bool, losses_first: bool = False) -> str:
     """Everything a run prints at its end."""
+    if losses_first:
+        cells = losses.ordered(cells)
     blocks = [table.render(table.HEADER, (table.row(key, cell) for key, cell in cells.items()))]
     blocks += ["\n".join(table.problems(cells)), "\n".join(table.compile_times(cells))]
+    blocks += ["\n".join(losses.shares(cells))] if losses_first else []
     blocks += [_peaks(where, machine) for where, machine in data["roofline"].items()]
     if any(cell["case"]["device"] == "cpu" for cell in cells.values()):
         blocks += [str(why) for why in (peaks.unavailable(), recurrence.unavailable()) if why]

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from bench.cases.suites import MEMORY, SUITES, select
+from bench.cases.suites import MEMORY, SUITES
 from bench.machine import environment
 from bench.peers import OURS, PEERS, default_peers
 from bench.report.store import Store
 from bench.report.summary import summary
 from bench.suites import memory
-from bench.suites.options import parser
+from bench.suites.options import chosen, parser
 from bench.suites.progress import progress
 from bench.suites.worker import environment_for
 
@@ -29,8 +29,12 @@ from bench.suites.worker import environment_for
 def main(arguments: list[str]) -> int:
     p = parser(__doc__)
     options = p.parse_args(arguments)
-    options.json = options.json or f"out/bench-{options.suite}.json"
-    cases = select(options.suite, options.threads, options.filter)
+    drawn = SUITES[options.suite].drawn
+    name = f"{options.suite}-{options.seed}" if drawn else options.suite
+    options.json = options.json or f"out/bench-{name}.json"
+    if options.count < 1:
+        p.error("--count must be at least 1")
+    cases = chosen(options)
     if not cases:
         p.error(f"no case of suite {options.suite} has all of the words {options.filter!r}")
     device = cases[0].device  # a suite has one
@@ -53,7 +57,7 @@ def main(arguments: list[str]) -> int:
 
     wanted = {case.key for case in cases}
     cells = {key: cell for key, cell in store.data["cells"].items() if key in wanted}
-    print(summary(store.data, cells, options.suite == "core"))
+    print(summary(store.data, cells, options.suite == "core", drawn))
     print(f"\nresults: {path}")
     for threads in died:
         print(f"the worker with {threads} thread(s) died: the same command takes up where it stopped")
@@ -63,6 +67,7 @@ def main(arguments: list[str]) -> int:
 
 def _worker(options: argparse.Namespace, threads: int) -> list[str]:
     command = [sys.executable, "-m", "bench.suites.worker", "--pool", str(threads), "--json", options.json]
+    command += ["--seed", str(options.seed), "--count", str(options.count)]
     command += ["--suite", options.suite, "--filter", options.filter, "--peers", *options.peers]
     command += ["--threads", *map(str, options.threads)] if options.threads else []
     command += ["--seconds", str(options.seconds)] if options.seconds is not None else []

@@ -14,12 +14,12 @@ from typing import Optional, Union
 
 import torch
 
-from bench.cases.suites import SUITES, Suite, select
+from bench.cases.suites import SUITES, Suite
 from bench.machine import gpu_roofline, peaks, roofline
 from bench.peers import PEERS
 from bench.report.store import Store
 from bench.suites import cell
-from bench.suites.options import parser
+from bench.suites.options import chosen, parser
 from bench.suites.progress import progress
 
 
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     threads = options.pool
     torch.set_num_threads(threads)
     store = Store.open(Path(options.json))
-    cases = [c for c in select(options.suite, options.threads, options.filter) if c.threads == threads]
+    cases = [case for case in chosen(options) if case.threads == threads]
     suite = SUITES[options.suite]
     if options.seconds is not None:
         least = min(suite.budget.min_rounds, 3)

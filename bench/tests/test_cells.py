@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.cases import inputs, suites, timing
+from bench.cases import drawn, inputs, suites, timing
 from bench.cases.case import Case
 from bench.cases.suites import Suite
 from bench.machine import environment, peaks
@@ -18,7 +18,7 @@ from bench.peers import PEERS, default_peers, flaggems_rnn
 from bench.peers.base import Peer, Prepared, by_autograd
 from bench.peers.torch_rnn import TorchRNN
 from bench.report.store import Store, read
-from bench.suites import cell, worker
+from bench.suites import cell, run, worker
 from bench.tests.cells import SMALL, timed_cell
 
 FAST = Suite(list, timing.Budget(seconds=1e-3, turn=1e-4, settle=0, min_rounds=2, max_rounds=3))
@@ -145,6 +145,49 @@ def test_keys_are_unique_and_suites_cover_every_axis():
     assert {case.hidden_size for case in cases} == {32, 64, 128, 200, 256, 512, 1024}
     assert {case.dtype for case in cases} == {"float32", "bfloat16", "float16"}
     assert {case.threads for case in suites.select("core", threads=[1, 2])} == {1, 2}
+
+
+def test_random_cases_are_log_uniform_within_their_bounds():
+    cases = suites.select("random", seed=3, count=400)
+    assert cases == suites.select("random", seed=3, count=400)
+    assert cases[:50] == suites.select("random", seed=3, count=50)
+    assert cases[:50] != suites.select("random", seed=4, count=50)
+    assert len({case.key for case in cases}) == 400
+    for name, (low, high) in drawn.RANGES.items():
+        sizes = [getattr(case, name) for case in cases if case.kind == "sequence" or name != "steps"]
+        assert low <= min(sizes) <= 2 * low and max(sizes) <= high
+        assert max(sizes) > high / 8, name
+        # The bounds cut off large sizes; below them each factor of 4 is as likely as the next.
+        first, second = (sum(low * a <= size < low * 4 * a for size in sizes) for a in (1, 4))
+        assert 0.5 < first / second < 2, name
+    axes = ("training", "kind", "layout", "dtype", "threads")
+    values = {name: {getattr(case, name) for case in cases} for name in axes}
+    assert values == {
+        "training": {False, True},
+        "kind": {"sequence", "step"},
+        "layout": {"dense", "packed"},
+        "dtype": {"float32", "bfloat16", "float64"},
+        "threads": {1, 2},
+    }
+    assert all(drawn.affordable(case) for case in cases)
+    assert not drawn.affordable(Case(2000, 1000, 64, 1024))
+
+
+def test_random_cases_run(tmp_path: Path, capfd):
+    """Parent and workers draw the same cases; a second run measures no cell again."""
+    path = tmp_path / "random.json"
+    command = ["--suite", "random", "--seed", "3", "--count", "3", "--seconds", "0.001", "--json", str(path)]
+    command += ["--peers", "rnnfast", "torch-rnn", "--filter", "forward"]
+    assert run.main(command) == 0
+    wanted = [case.key for case in suites.select("random", pattern="forward", seed=3, count=3)]
+    first = read(path)["cells"]
+    assert wanted and set(first) == set(wanted)
+    out = capfd.readouterr().out
+    assert "torch-rnn: ours is ahead in " in out and f"of {len(wanted)} cells" in out
+    assert run.main(command) == 0
+    assert read(path)["cells"] == first
+    with pytest.raises(SystemExit):
+        run.main(["--suite", "random", "--count", "0"])
 
 
 def test_contenders_take_part_where_they_run():

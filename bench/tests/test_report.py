@@ -9,7 +9,7 @@ import pytest
 
 from bench.cases import suites
 from bench.machine import environment, gpu_roofline
-from bench.report import compare, crossover, documents, markdown, report, results, table, targets
+from bench.report import compare, crossover, documents, losses, markdown, report, results, table, targets
 from bench.report.summary import summary
 from bench.tests.cells import SMALL, timed_cell
 
@@ -80,6 +80,20 @@ def test_tables_show_losses():
     short = markdown.ten_rows({"cells": cells}).splitlines()[2:]
     assert len(short) == 10 and "| 2.00 | **0.50** |" in short[0] and short[1].count("| - ") == 6
     assert markdown.ratio(0.9996) == "**0.9996**"
+
+
+def test_losses_come_first():
+    cells = {
+        "won": timed_cell(SMALL, rnnfast=(1, 1, 1), torch_rnn=(3, 4, 5)),
+        "within the spread": timed_cell(SMALL, rnnfast=(1, 2, 3), torch_rnn=(1, 1.5, 2)),
+        "lost": timed_cell(SMALL, rnnfast=(1.9, 2, 2.1), torch_rnn=(0.9, 1, 1.1)),
+        "lost more": timed_cell(SMALL, rnnfast=(3.9, 4, 4.1), torch_rnn=(0.9, 1, 1.1)),
+        "wrong": {"case": SMALL.to_dict(), "results": {"rnnfast": {"status": "wrong", "reason": "off"}}},
+    }
+    assert list(losses.ordered(cells)) == ["wrong", "lost more", "lost", "within the spread", "won"]
+    (line,) = losses.shares(cells)
+    assert "ahead in 1 of 4 cells (25%), behind beyond the spread in 2" in line
+    assert "forward 0.78, training -" in line  # (4 * 0.75 / 2 / 4) ** (1 / 4)
 
 
 def test_a_table_of_named_backends_shows_the_fastest():

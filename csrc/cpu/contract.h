@@ -35,8 +35,8 @@ struct Stack {
   const void* const* weights;  // for each [l, d]: w_ih [H, I or D * H], w_hh [H, H], b_ih [H], b_hh [H]
 };
 
-// `stepwise` (dense batches only) runs every layer as fused steps, which read the weights in place instead of packing
-// them; the shortest sequences are faster that way.
+// `stepwise` (dense batches only) allows to run every layer as fused steps, which read the weights in place and add in
+// an order of their own; the shortest sequences are faster that way.
 struct StackArgs {
   Stack stack;
   bool stepwise;

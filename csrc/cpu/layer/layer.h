@@ -80,7 +80,7 @@ class LayerForward {
         input_({layer.w_ih, true, layer.H, layer.I, layer.b_ih, layer.b_hh}, most_rows(layer, chunk_rows),
                chunk_rows < layer.R, threads),
         op_{layer.H, layer.h0, layer.w_hh, out, layer.ld, h_n},
-        state_(layer.sequences, op_.kBackward, op_.in_place(), threads) {}
+        state_(layer.sequences, op_.kBackward, op_.w_hh, threads) {}
 
   explicit operator bool() const { return input_ && state_; }
 
@@ -169,7 +169,7 @@ class LayerBackward {
         input_({layer.w_ih, false, to_.dx ? layer.I : 0, layer.H}, most_rows(layer, chunk_rows), chunk_rows < layer.R,
                threads),
         op_{layer.H, dout, dh_n, layer.w_hh, out, layer.ld, to_.dh0, dpre_.get(), 0},
-        state_(layer.sequences, op_.kBackward, op_.in_place(), threads),
+        state_(layer.sequences, op_.kBackward, op_.w_hh, threads),
         wanted_(to_.dw_ih || to_.dw_hh || db()),
         weights_(to_.dw_ih, to_.dw_hh, db(), layer.I, layer.H, layer.R, pass_rows) {
     if (!*this) return;

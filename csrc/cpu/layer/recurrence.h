@@ -30,19 +30,15 @@ namespace RNNFAST_ISA {
 
 // Begins a recurrence: packs the weight and fills the carry. `Op` is the forward or the backward one. It supplies, for
 // `lanes` columns of sequence b:
-//   pack(column, vectors, panel)                               packs a panel of the weight
-//   in_place()                                                 the weight, if it can be read unpacked, or null
 //   start(b, column, lanes) -> vector                          what the carry holds before the first step of b
 //   list_prefetches(row, rows, column, vectors, prefetches)    lists the memory that a step will touch
 //   apply(row, b, column, lanes, product, joined) -> vector    one step; returns the new carry
-//   leave(state, rows, carry, panel, ldp, column, vectors)     the sequences whose last step has been taken
+//   leave(state, rows, carry, panel)                           the sequences whose last step has been taken
 template <class S, class Op>
 void begin_recurrence(const Sequences& sequences, const Op& op, const RecurrenceState<S>& state, const Slice& mine,
                       Range to_pack) {
   using C = Compute<S>;
-  state.columns.each_panel(to_pack.begin, to_pack.end, [&](int64_t column, int vectors) {
-    if (state.is_packed(column, vectors)) op.pack(column, vectors, state.weight.get() + column * state.K);
-  });
+  state.pack(to_pack);
   for (int64_t b = mine.batch.begin; b < mine.batch.end; ++b)
     for (int64_t v = mine.vectors.begin; v < mine.vectors.end; ++v) {
       const int64_t column = v * kLanes<C>, left = sequences.H - column;
@@ -74,11 +70,13 @@ void take_steps(const Op& op, const RecurrenceState<S>& shared, int64_t count, c
     const Range leaving = intersect(mine.batch, stay, cursor.previous());
     const Range staying = intersect(mine.batch, 0, stay);
     const Range joining = more ? intersect(mine.batch, stay, cursor.rows()) : Range{0, 0};
-    shared.each_panel(mine, backwards, [&](const Unit<S>* panel, int64_t ldp, int64_t column, int vectors) {
-      if (leaving.size()) op.leave(shared, leaving, now, panel, ldp, column, vectors);
+    shared.each_panel(mine, backwards, [&](const Panel<S>& panel) {
+      const int64_t column = panel.column;
+      const int vectors = panel.vectors;
+      if (leaving.size()) op.leave(shared, leaving, now, panel);
       const auto take = [&](Range rows, int64_t k, bool joined) {
         multiply_tiles<Layout::kRows>(
-            Tiles(rows, max_rows(vectors)), shared.rows_of(now), panel, ldp, column, vectors, shared.columns.count, k,
+            Tiles(rows, max_rows(vectors)), shared.rows_of(now), panel, shared.columns.count, k,
             [op = op, offset = cursor.offset(), column, vectors](Range tile, PrefetchList& prefetches) {
               prefetches.for_writing = true;
               op.list_prefetches(offset + tile.begin, tile.size(), column, vectors, prefetches);
@@ -116,7 +114,7 @@ int run_steps(const Sequences& sequences, const Op& op, RecurrenceState<S>& stat
     const int width = state.columns.width;
     const bool alone = g.size() < grid.size();  // this thread then does the work of all members in turn
     for (int row = alone ? 0 : g.row(id); row < (alone ? grid.rows : g.row(id) + 1); ++row) {
-      const Slice mine{share_batch(sequences, row, grid.rows), share(vectors, width, g.col(id), g.cols),
+      const Slice mine{id, share_batch(sequences, row, grid.rows), share(vectors, width, g.col(id), g.cols),
                        row * state.apart};
       if (!state.begun) {
         // Threads that own the same columns pack them together.
@@ -144,8 +142,6 @@ struct ForwardRecurrence {
   int64_t ld;
   S* h_n;  // [B, H], or null
 
-  void pack(int64_t column, int vectors, Unit<S>* panel) const { pack_transposed(w_hh, H, H, column, vectors, panel); }
-  const Unit<S>* in_place() const { return nullptr; }  // transposed
   INLINE Vec<C> start(int64_t b, int64_t column, int lanes) const {
     return h0 ? load_lanes(h0 + b * H + column, lanes) : Vec<C>{};
   }
@@ -159,11 +155,10 @@ struct ForwardRecurrence {
     store_lanes(p, h, lanes);
     return h;
   }
-  void leave(const RecurrenceState<S>& state, Range rows, const Carried<S>* carry, const Unit<S>*, int64_t,
-             int64_t column, int vectors) const {
+  void leave(const RecurrenceState<S>& state, Range rows, const Carried<S>* carry, const Panel<S>& panel) const {
     if (!h_n) return;
     for (int64_t b = rows.begin; b < rows.end; ++b)
-      for (int64_t j = column; j < column + vectors * kLanes<C> && j < H; ++j)
+      for (int64_t j = panel.column; j < panel.column + panel.vectors * kLanes<C> && j < H; ++j)
         narrow(widen(carry[b * state.ld + j]), h_n + b * H + j);
   }
 };
@@ -182,15 +177,6 @@ struct BackwardRecurrence {
   S* dpre;  // [rows of the pass, H]; its first row is row `first` of the sequence
   int64_t first;
 
-  void pack(int64_t column, int vectors, Unit<S>* panel) const {
-    if (w_hh) pack_rows<S>([&](int64_t k) { return w_hh + k * H; }, H, H, column, vectors, panel);
-  }
-  const Unit<S>* in_place() const {
-    if constexpr (kNarrow<S>)
-      return nullptr;
-    else
-      return w_hh;
-  }
   INLINE Vec<C> start(int64_t, int64_t, int) const { return Vec<C>{}; }
   INLINE void list_prefetches(int64_t row, int64_t rows, int64_t column, int vectors, PrefetchList& prefetches) const {
     const int64_t stride = ld * int64_t(sizeof(S)), bytes = vectors * kLanes<C> * int64_t(sizeof(S));
@@ -206,12 +192,10 @@ struct BackwardRecurrence {
     store_lanes(dpre + (row - first) * H + column, g, lanes);
     return g;
   }
-  void leave(const RecurrenceState<S>& state, Range rows, const Carried<S>* carry, const Unit<S>* panel, int64_t ldp,
-             int64_t column, int vectors) const {
+  void leave(const RecurrenceState<S>& state, Range rows, const Carried<S>* carry, const Panel<S>& panel) const {
     if (!dh0) return;
     multiply_tiles<Layout::kRows>(
-        Tiles(rows, max_rows(vectors)), state.rows_of(carry), panel, ldp, column, vectors, H, state.K,
-        [](Range, PrefetchList&) {},
+        Tiles(rows, max_rows(panel.vectors)), state.rows_of(carry), panel, H, state.K, [](Range, PrefetchList&) {},
         [&](int64_t b, int64_t col, int lanes, Vec<C> product) { store_lanes(dh0 + b * H + col, product, lanes); });
   }
 };
@@ -221,7 +205,7 @@ int recurrence(const RecurrenceArgs& args, int threads) {
   const ForwardRecurrence<S, Act> op{
       args.sequences.H, static_cast<const S*>(args.h0), static_cast<const S*>(args.w_hh), static_cast<S*>(args.out),
       args.sequences.H, static_cast<S*>(args.h_n)};
-  RecurrenceState<S> state(args.sequences, op.kBackward, op.in_place(), threads);
+  RecurrenceState<S> state(args.sequences, op.kBackward, op.w_hh, threads);
   return run_steps(args.sequences, op, state, args.sequences.T + 1);
 }
 

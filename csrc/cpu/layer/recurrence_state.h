@@ -1,7 +1,7 @@
 // How a recurrence is shared among threads, and the state that it carries from step to step.
 #pragma once
 
-#include "../product/panels.h"
+#include "../product/reading.h"
 #include "sequences.h"
 
 namespace rnnfast {
@@ -11,7 +11,6 @@ constexpr int64_t kNearBytes = 256 * 1024;  // weights up to this size are read 
 constexpr int64_t kOwnBytes = 1024 * 1024;  // weights up to this size stay there: 1 MiB is the smallest in use
 constexpr int64_t kApartBytes = 8 * 1024;   // between the carries of two threads
 constexpr int64_t kManyRows = 64;           // of a thread in a step: from here on reading any weight costs little
-constexpr int64_t kFewSteps = 4;            // up to this many do not gain by packing the weight
 // What sharing a step costs, in multiply-adds: for every thread at the barrier, where they arrive one after the other,
 // and for every row of the carry, which the others have written. On two neighbouring cores of Zen 1, sharing takes 0.76
 // (forward) and 0.82 (backward) of one thread's time at B = 1, H = 160, 0.71 and 0.77 at B = 2, H = 128; on two distant
@@ -49,6 +48,7 @@ ThreadGrid plan_recurrence(const Sequences& sequences, int64_t rows, int threads
 
 // What one thread owns: sequences, whose carry begins `carry` values into the buffer, and vectors of columns.
 struct Slice {
+  int id;
   Range batch, vectors;
   int64_t carry;
 };
@@ -58,32 +58,38 @@ template <class S>
 struct RecurrenceState {
   using C = Compute<S>;
   const ThreadGrid grid;
+  const Matrix<S> weight;
+  const Reading reading;
   const Columns<C> columns;
   const int64_t apart;  // values between the carry rows of one thread and those of the next
   const int64_t K;      // of the weight, in units
   const int64_t ld;     // of the carry: an odd number of cache lines, so that rows do not compete for cache sets
-  // [H, H], or null. Where it is given, whole vectors of the weight are read here instead of being packed.
-  const Unit<S>* in_place;
-  const Scratch<Unit<S>> weight;
+  const Scratch<Unit<S>> packed;  // the weight, if it is packed before the first step
+  const int64_t room;             // else units of `rooms` for each thread: one chunk of a panel
+  const Scratch<Unit<S>> rooms;
   const Scratch<Carried<S>> carry;
   StepCursor cursor;
   Carried<S>*now, *next;
   bool begun = false, backwards = false;
 
-  RecurrenceState(const Sequences& sequences, bool backward, const Unit<S>* w, int threads)
+  // `w` is the weight [H, H], or null if no step needs it. A forward pass multiplies by its transpose.
+  RecurrenceState(const Sequences& sequences, bool backward, const S* w, int threads)
       : grid(plan_recurrence<S>(sequences, total_rows(sequences), threads)),
-        columns(Columns<C>::for_rows(sequences.H, (sequences.B + grid.rows - 1) / grid.rows)),
+        weight{w, !backward, sequences.H, sequences.H},
+        reading(choose_reading(weight, grid, sequences.T, sequences.B)),
+        columns(columns_for(weight, reading, (sequences.B + grid.rows - 1) / grid.rows)),
         apart(grid.rows > 1 ? kApartBytes / int64_t(sizeof(Carried<S>)) : 0),
         K(units<S>(sequences.H)),
         ld(((columns.padded() * int64_t(sizeof(Carried<S>)) + 63) / 64 | 1) * 64 / int64_t(sizeof(Carried<S>))),
-        in_place(sequences.T <= kFewSteps ? w : nullptr),
-        weight(columns.padded() * K),
+        packed(reading == Reading::kPacked ? columns.padded() * K : 0),
+        room(reading == Reading::kPacked ? 0 : columns.width * kLanes<C> * (K < kChunk ? K : kChunk)),
+        rooms(grid.size() * room),
         carry(2 * (sequences.B * ld + grid.rows * apart)),
         cursor(sequences, backward),
         now(carry.get()),
         next(now + sequences.B * ld + grid.rows * apart) {}
 
-  explicit operator bool() const { return weight && carry; }
+  explicit operator bool() const { return packed && rooms && carry; }
 
   // Moves past one step. Returns false after the last.
   bool advance() {
@@ -101,18 +107,22 @@ struct RecurrenceState {
     };
   }
 
-  bool is_packed(int64_t column, int vectors) const { return !in_place || column + vectors * kLanes<C> > K; }
+  // Packs panels, of which every thread may then read all.
+  void pack(Range vectors) const {
+    if (reading != Reading::kPacked || !weight.w) return;
+    columns.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
+      weight.pack(0, weight.K, column, width, packed.get() + column * K);
+    });
+  }
 
-  // Calls f(panel, row stride of the panel, first column, vectors) for each panel in a slice.
+  // Calls f(panel) for each panel in a slice.
   template <class F>
   INLINE void each_panel(const Slice& slice, bool backwards, const F& f) const {
-    const auto find = [&](int64_t column, int vectors) {
-      if (is_packed(column, vectors))
-        f(weight.get() + column * K, int64_t(vectors) * kLanes<C>, column, vectors);
-      else
-        f(in_place + column, K, column, vectors);
-    };
-    columns.each_panel(slice.vectors.begin, slice.vectors.end, find, backwards);
+    Unit<S>* const own = rooms.get() + slice.id * room;
+    columns.each_panel(
+        slice.vectors.begin, slice.vectors.end,
+        [&](int64_t column, int width) { f(panel_of(weight, reading, column, width, packed.get() + column * K, own)); },
+        backwards);
   }
 };
 

@@ -190,8 +190,22 @@ struct StackScratch {
   }
 };
 
+// Fused steps read both weights at every step. From this many bytes of a layer on, which no core's own cache holds,
+// more than two steps are faster with a product of its own for the input. The choice changes bits, so it depends on
+// neither the batch nor the machine.
+constexpr int64_t kStepwiseBytes = 4 * 1024 * 1024;
+
+template <class S>
+bool takes_fused_steps(const StackArgs& args) {
+  const Stack& stack = args.stack;
+  const int64_t inputs =
+      stack.layers > 1 && stack.directions * stack.H > stack.I ? stack.directions * stack.H : stack.I;
+  return args.stepwise && (stack.T <= 2 || stack.H * (inputs + stack.H) * int64_t(sizeof(S)) <= kStepwiseBytes);
+}
+
 template <class S, class Act>
-int stack(const StackArgs& args, int threads) {
+int stack(StackArgs args, int threads) {
+  args.stepwise = takes_fused_steps<S>(args);
   const Stack& stack = args.stack;
   const int64_t rows = total_rows({stack.T, stack.B, stack.H, stack.batch_sizes, false});
   StackPlan plan = plan_stack<S>(stack, 0, rows, threads);

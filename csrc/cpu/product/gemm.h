@@ -7,8 +7,8 @@
 // of Zen 4, 88% on two of Zen 1; this one reaches 86% at B = 64, H = 1024 on Zen 1.
 #pragma once
 
-#include "panels.h"
 #include "prefetch.h"
+#include "reading.h"
 
 namespace rnnfast {
 namespace RNNFAST_ISA {
@@ -21,8 +21,8 @@ constexpr int64_t kBlockBytes = 256 * 1024;
 // weight would be written to the shared cache and read back from it. On Zen 3, R = 35, 60 and 100 at H = 1024 went from
 // 71, 76 and 79 to 75, 80 and 82% of the FMA peak, R = 100 at H = 512 from 82 to 86.
 constexpr int64_t kAtOnceBytes = 512 * 1024;
-constexpr int64_t kFewRows = 16;     // up to this many, a weight that can be read in place is not packed
-constexpr int64_t kFewColumns = 64;  // up to this many, rows of a are not copied
+constexpr int64_t kFewRows = 16;     // up to this many, rows of a are not copied
+constexpr int64_t kFewColumns = 64;  // up to this many, neither
 
 // Whether rows of K values can be read as units without conversion.
 template <class S>
@@ -76,16 +76,16 @@ class Gemm {
       : factor_(factor),
         KU_(units<S>(factor.K)),
         grid_(plan_gemm(R, factor.K, factor.N, threads)),
-        columns_(Columns<C>::for_rows(factor.N, (R + grid_.rows - 1) / grid_.rows)),
-        at_once_(!again && grid_.rows == 1 && R * KU_ * int64_t(sizeof(U)) <= kAtOnceBytes),
-        // For few rows, whole vectors of a weight that is not transposed are read in place instead of packed.
-        few_(!again && R <= kFewRows && !factor.transposed && !kNarrow<S>),
-        block_rows_(at_once_ ? R : block_rows(KU_)),
+        matrix_{factor.w, factor.transposed, factor.K, factor.N},
+        reading_(plan_reading(R, again)),
+        columns_(columns_for(matrix_, reading_, (R + grid_.rows - 1) / grid_.rows)),
+        block_rows_(reading_ == Reading::kPacked ? block_rows(KU_) : R),
         apart_(compete<U>(KU_) && R > kFewRows && factor.N > kFewColumns),
         copied_(apart_ || !are_units<S>(factor.K)),
         ld_(KU_ + (apart_ ? 64 / int64_t(sizeof(U)) : 0)),
         room_(block_rows_ < R ? block_rows_ : R),
-        weight_((at_once_ ? grid_.cols * panel_width() : columns_.padded()) * KU_),
+        own_(panel_width() * (reading_ == Reading::kByPanel || KU_ < kChunk ? KU_ : kChunk)),
+        weight_(reading_ == Reading::kPacked ? columns_.padded() * KU_ : grid_.size() * own_),
         bias_(columns_.padded()),
         copies_(copied_ ? grid_.size() * room_ * ld_ : 0) {
     if (!*this) return;
@@ -107,10 +107,10 @@ class Gemm {
     Barrier packed;
     run_team(grid_, [&](int id, ThreadGrid g) {
       const Range vectors = share(columns_.vectors(), columns_.width, g.col(id), g.cols);
-      if (!at_once_ && !packed_) {
+      if (reading_ == Reading::kPacked && !packed_) {
         const Range part = share(vectors.size(), columns_.width, g.row(id), g.rows);
         columns_.each_panel(vectors.begin + part.begin, vectors.begin + part.end, [&](int64_t column, int width) {
-          if (!in_place(column, width)) pack(column, width, weight_.get() + column * KU_);
+          matrix_.pack(0, matrix_.K, column, width, weight_.get() + column * KU_);
         });
         packed.wait(g.size());
       }
@@ -123,21 +123,18 @@ class Gemm {
   }
 
  private:
+  Reading plan_reading(int64_t R, bool again) const {
+    if (again) return Reading::kPacked;
+    const Reading reading = choose_reading(matrix_, grid_, 1, R);
+    const bool stays = grid_.rows == 1 && R * KU_ * int64_t(sizeof(U)) <= kAtOnceBytes;
+    return reading == Reading::kPacked && stays ? Reading::kByPanel : reading;
+  }
   static int64_t block_rows(int64_t KU) {
     const int64_t fitting = kBlockBytes / int64_t(sizeof(U)) / (KU > 0 ? KU : 1) / kMaxRows * kMaxRows;
     return fitting > kMaxRows ? fitting : kMaxRows;
   }
 
   int64_t panel_width() const { return columns_.width * kLanes<C>; }
-  bool in_place(int64_t column, int width) const { return few_ && column + width * kLanes<C> <= factor_.N; }
-
-  void pack(int64_t column, int width, U* panel) const {
-    const Factor<S>& f = factor_;
-    if (f.transposed)
-      pack_transposed(f.w, f.K, f.N, column, width, panel);
-    else
-      pack_rows<S>([&](int64_t k) { return f.w + k * f.N; }, f.K, f.N, column, width, panel);
-  }
 
   // Rows `rows` of the product in `vectors` of its columns, by one thread.
   template <bool add>
@@ -157,13 +154,11 @@ class Gemm {
       const int64_t lines =
           (a_prefetch.end - a_prefetch.next) * a_prefetch.bytes / 64 / (tile_products > 0 ? tile_products : 1) + 1;
       columns_.each_panel(vectors.begin, vectors.end, [&](int64_t column, int width) {
-        const bool direct = in_place(column, width);
-        U* own = weight_.get() + (at_once_ ? id * panel_width() : column) * KU;
-        if (at_once_ && !direct) pack(column, width, own);
-        const U* panel = direct ? reinterpret_cast<const U*>(factor_.w) + column : own;
+        U* own = weight_.get() + (reading_ == Reading::kPacked ? column * KU : id * own_);
+        if (reading_ == Reading::kByPanel) matrix_.pack(0, K, column, width, own);
         multiply_tiles<Layout::kRows>(
-            tiles, [&](Range tile, int64_t k) { return Operand<U>{block + tile.begin * ld + k, ld}; }, panel,
-            direct ? N : width * kLanes<C>, column, width, N, KU,
+            tiles, [&](Range tile, int64_t k) { return Operand<U>{block + tile.begin * ld + k, ld}; },
+            panel_of(matrix_, reading_, column, width, own, own), N, KU,
             [&](Range tile, PrefetchList& prefetches) {
               prefetches.add_rows(c + (begin + tile.begin) * ldc + column, ldc * int64_t(sizeof(S)), tile.size(),
                                   width * kLanes<C> * int64_t(sizeof(S)));
@@ -182,14 +177,15 @@ class Gemm {
   const Factor<S> factor_;
   const int64_t KU_;
   const ThreadGrid grid_;
+  const Matrix<S> matrix_;
+  const Reading reading_;
   const Columns<C> columns_;
-  const bool at_once_;  // each panel is packed, used and dropped
-  const bool few_;
   const int64_t block_rows_;
   // Rows of a are read in place if they are units and do not compete for cache sets; else they are copied.
   const bool apart_, copied_;
   const int64_t ld_;
   const int64_t room_;  // rows of a that one thread copies at a time
+  const int64_t own_;   // units of weight_ that one thread packs at a time, unless all are packed
   const Scratch<U> weight_;
   const Scratch<C> bias_;
   const Scratch<U> copies_;

@@ -7,6 +7,7 @@
 #include "../simd/lanes.h"
 #include "../team.h"
 #include "tile.h"
+#include "transposing_tile.h"
 
 namespace rnnfast {
 namespace RNNFAST_ISA {
@@ -43,26 +44,31 @@ struct Columns {
   }
 };
 
-// panel[k, j] = w[(column + j), k] for k < K, in units: a panel of the transpose of w [N, K].
+// panel[k, j] = w[(column + j), k] for k < K, in units: a panel of the transpose of w [N, K], rows `ld` apart.
 template <class S, class U = Unit<S>>
-void pack_transposed(const S* w, int64_t K, int64_t N, int64_t column, int vectors, U* panel) {
+void pack_transposed(const S* w, int64_t ld, int64_t K, int64_t N, int64_t column, int vectors, U* panel) {
   constexpr int L = kLanes<U>, P = kPerUnit<S>;
+  constexpr int64_t kPrefetchDistance = kChunk * P;  // values
   const int64_t width = int64_t(vectors) * L;
   const int64_t filled = N - column < width ? N - column : width;
   for (int64_t j = 0; j < width; j += L) {
+    const S* rows = w + (column + j) * ld;
     int64_t k = 0;
     if (j + L <= filled)
       for (; k + L * P <= K; k += L * P) {
         Vec<U> block[L];
 #pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) block[i] = load_units(w + (column + j + i) * K + k, L * P);
+        for (int i = 0; i < L; ++i) {
+          block[i] = load_units(rows + i * ld + k, L * P);
+          __builtin_prefetch(rows + i * ld + k + kPrefetchDistance);
+        }
         transpose<U>(block);
 #pragma GCC unroll 16
         for (int i = 0; i < L; ++i) store(panel + (k / P + i) * width + j, block[i]);
       }
     for (; k < K; k += P)
       for (int i = 0; i < L; ++i)
-        panel[k / P * width + j + i] = j + i < filled ? unit_at(w + (column + j + i) * K + k, K - k) : U{};
+        panel[k / P * width + j + i] = j + i < filled ? unit_at(rows + i * ld + k, K - k) : U{};
   }
 }
 
@@ -111,6 +117,13 @@ INLINE void each_vector(const C* product, int64_t row, int height, int64_t colum
   }
 }
 
+// A, in units, and the stride that goes with it, for one tile from one k on.
+template <class U>
+struct Operand {
+  const U* a;
+  int64_t ld;
+};
+
 // Rows cut into tiles of nearly equal height. A single tile, the case of a small batch, takes no division.
 struct Tiles {
   Range rows;
@@ -126,11 +139,50 @@ struct Tiles {
   }
 };
 
-// A, in units, and the stride that goes with it, for one tile from one k on.
-template <class U>
-struct Operand {
-  const U* a;
+// W [K, N] of a product, or its transpose.
+template <class S>
+struct Matrix {
+  const S* w;  // [N, K] if transposed, else [K, N]
+  bool transposed;
+  int64_t K, N;
+
+  // Packs rows [k, k + count) of columns [column, column + vectors).
+  void pack(int64_t k, int64_t count, int64_t column, int vectors, Unit<S>* panel) const {
+    if (transposed)
+      pack_transposed(w + k, K, count, N, column, vectors, panel);
+    else
+      pack_rows<S>([&](int64_t r) { return w + (k + r) * N; }, count, N, column, vectors, panel);
+  }
+};
+
+// A panel: columns [column, column + vectors) of a matrix.
+template <class S>
+struct Panel {
+  int64_t column;
+  int vectors;
+  const Unit<S>* units;  // [K, vectors], rows `ld` apart: packed before, or part of the matrix itself
   int64_t ld;
+  // A panel that is packed whenever it is read, chunk by chunk, has the matrix here and room for one chunk in `units`.
+  const Matrix<S>* source = nullptr;
+
+  // Rows [k, k + count), in units; at most kChunk.
+  const Unit<S>* chunk(int64_t k, int64_t count) const {
+    if (!source) return units + k * ld;
+    source->pack(k * kPerUnit<S>, values(k, count), column, vectors, const_cast<Unit<S>*>(units));
+    return units;
+  }
+  // The number of values in these rows.
+  int64_t values(int64_t k, int64_t count) const {
+    const int64_t left = source->K - k * kPerUnit<S>;
+    return count * kPerUnit<S> < left ? count * kPerUnit<S> : left;
+  }
+
+  // Whether few rows meet rows of a transposed matrix, which are then multiplied without being packed at all.
+  bool is_transposed(const Tiles& tiles) const {
+    return source && source->transposed && vectors == 1 && tiles.rows.size() <= kTransposingRows;
+  }
+  const S* rows_of_source(int64_t k) const { return source->w + column * source->K + k * kPerUnit<S>; }
+  int filled() const { return source->N - column < kLanes<Compute<S>> ? int(source->N - column) : kLanes<Compute<S>>; }
 };
 
 // Multiplies tiles of A [tiles.rows, K] by one panel [K, vectors]. `operand(tile, k)` finds A;
@@ -140,29 +192,39 @@ struct Operand {
 //
 // A few tiles go through k together, chunk by chunk, so that a chunk of the panel comes from the second cache level
 // once for all of them.
-template <Layout layout, class U, class Find, class ListPrefetches, class F>
-INLINE void multiply_tiles(const Tiles& tiles, const Find& operand, const U* panel, int64_t ldp, int64_t column,
-                           int vectors, int64_t columns, int64_t K, const ListPrefetches& list_prefetches, const F& f) {
+constexpr int kTilesTogether = 4;
+template <Layout layout, class S, class Find, class ListPrefetches, class F>
+INLINE void multiply_tiles(const Tiles& tiles, const Find& operand, const Panel<S>& panel, int64_t columns, int64_t K,
+                           const ListPrefetches& list_prefetches, const F& f) {
+  using U = Unit<S>;
   using C = Compute<U>;
-  constexpr int kTogether = 4;
+  const int vectors = panel.vectors;
+  const bool transposing = panel.is_transposed(tiles);
   constexpr int kTile = kAccumulators * kLanes<C>;
-  alignas(64) C products[kTogether * kTile];
-  for (int64_t first = 0; first < tiles.count; first += kTogether) {
-    const int64_t last = first + kTogether < tiles.count ? first + kTogether : tiles.count;
-    for (int64_t k = 0; k == 0 || k < K; k += kChunk)
+  alignas(64) C products[kTilesTogether * kTile];
+  for (int64_t first = 0; first < tiles.count; first += kTilesTogether) {
+    const int64_t last = first + kTilesTogether < tiles.count ? first + kTilesTogether : tiles.count;
+    for (int64_t k = 0; k == 0 || k < K; k += kChunk) {
+      const bool done = K - k <= kChunk;
+      const int64_t chunk = done ? K - k : kChunk;
+      const U* w = transposing ? nullptr : panel.chunk(k, chunk);
       for (int64_t t = first; t < last; ++t) {
         const Range tile = tiles[t];
-        const bool done = K - k <= kChunk;
-        const int64_t chunk = done ? K - k : kChunk;
         PrefetchList prefetches;
         if (done) list_prefetches(tile, prefetches);
-        for (int64_t i = chunk; i < prefetches.count && i < PrefetchList::kCapacity; ++i) prefetches.request(i);
+        for (int64_t i = transposing ? 0 : chunk; i < prefetches.count && i < PrefetchList::kCapacity; ++i)
+          prefetches.request(i);
         const Operand<U> from = operand(tile, k);
         C* product = products + (t - first) * kTile;
-        pick_tile<U, layout>(int(tile.size()), vectors)(from.a, from.ld, panel + k * ldp, ldp, chunk, k > 0, product,
-                                                        int64_t(vectors) * kLanes<C>, prefetches);
-        if (done) each_vector(product, tile.begin, int(tile.size()), column, vectors, columns, f);
+        if (transposing)
+          pick_transposing_tile<S>(int(tile.size()))(from.a, from.ld, panel.rows_of_source(k), panel.source->K,
+                                                     panel.filled(), panel.values(k, chunk), k > 0, product);
+        else
+          pick_tile<U, layout>(int(tile.size()), vectors)(from.a, from.ld, w, panel.ld, chunk, k > 0, product,
+                                                          int64_t(vectors) * kLanes<C>, prefetches);
+        if (done) each_vector(product, tile.begin, int(tile.size()), panel.column, vectors, columns, f);
       }
+    }
   }
 }
 
