@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from bench.study.ladder import Rung
+from bench.study.rung import Rung
 
 RUNGS: tuple[Rung, ...] = ()
