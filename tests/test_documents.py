@@ -12,6 +12,7 @@ from rnnfast import testing
 ROOT = Path(__file__).parent.parent
 NAMES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "csrc/README.md", "tests/README.md", "bench/README.md"),
+    "bench/study/GPU.md",
 )
 DOCUMENTS = [ROOT / name for name in NAMES]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench import command
 from bench.study import report
-from bench.study.ladder import ladder
+from bench.study.ladder import LADDER
 from bench.study.run import climb
 
 
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--picture", metavar="FILE", type=Path, help="default out/study.png, with all rungs")
     parser.add_argument("--write", action="store_true", help="renew the generated parts of the guide")
     options = parser.parse_args(arguments)
-    rungs = ladder()
+    rungs = LADDER
     unknown = set(options.rungs) - {rung.number for rung in rungs}
     if unknown:
         parser.error(f"there is no rung {min(unknown)}; there are 0 to {rungs[-1].number}")

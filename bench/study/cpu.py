@@ -5,9 +5,9 @@ from __future__ import annotations
 import runpy
 from collections.abc import Callable
 
-from bench.study.ladder import RUNG_FILES, Rung, Terms
 from bench.study.machine import Machine
 from bench.study.problem import Problem, Result, Shape, Solve
+from bench.study.rung import RUNG_FILES, Rung, Terms
 
 
 def in_python(file: str) -> Callable[[], Solve]:

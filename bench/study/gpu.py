@@ -12,9 +12,9 @@ from typing import Optional
 from bench.study import gpu_device as device
 from bench.study import gpu_model as model
 from bench.study.build import Unavailable
-from bench.study.ladder import RUNG_FILES, Rung, Terms
 from bench.study.machine import Machine
 from bench.study.problem import CHECKED, Problem, Result, Shape, Solve
+from bench.study.rung import RUNG_FILES, Rung, Terms
 
 NARROW = Shape(100, 1, 128, 128)  # what one block can hold
 WIDE = Shape(100, 1, 512, 512)

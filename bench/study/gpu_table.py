@@ -22,9 +22,9 @@ from bench.machine.environment import describe
 from bench.study import gpu_device as device
 from bench.study import gpu_model as model
 from bench.study.gpu import RUNGS
-from bench.study.ladder import Rung
 from bench.study.problem import Shape, make
 from bench.study.report import between, figure
+from bench.study.rung import Rung
 
 KINDS = ("registers", "shared loads", "barriers", "shuffles", "instructions")
 GUIDE = Path(__file__).parent / "GPU.md"

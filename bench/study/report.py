@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Optional
 
-from bench.study.ladder import Rung
+from bench.study.rung import Rung
 
 GUIDE = Path(__file__).parent / "README.md"
 PICTURE = GUIDE.parent / "staircase.png"

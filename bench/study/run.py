@@ -12,9 +12,9 @@ import torch
 from bench.cases.timing import Budget, alternate
 from bench.machine.environment import describe
 from bench.study.build import Unavailable
-from bench.study.ladder import Rung
 from bench.study.machine import Machine
 from bench.study.problem import Shape, Solve, make, wrong
+from bench.study.rung import Rung
 
 
 def climb(rungs: tuple[Rung, ...], seconds: float, timed: bool = True) -> dict:
