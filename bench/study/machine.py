@@ -83,16 +83,36 @@ class Machine:
 
     def scalar_tanh(self) -> float:
         """ns a value of the C library's tanhf."""
-        x, y, n = torch.randn(1024), torch.zeros(1024), 1024
-        return self._once("tanhf, ns a value", lambda: _nano("scalar_tanh", _at(x), _at(y), n, 20) / n)
+        n = 1 << 15  # more values than a branch predictor remembers
+        x, y = torch.randn(n), torch.zeros(n)
+        return self._once("tanhf, ns a value", lambda: _nano("scalar_tanh", _at(x), _at(y), n, 2) / n)
 
-    def transpose(self, n: int) -> float:
-        """ns a value of transposing [n, n]."""
-        w, to = torch.ones(n, n), torch.ones(n, n)
-        rounds = max(2, 200_000 // n**2)
+    def vector_tanh(self) -> float:
+        """ns a value of rung 5's tanh."""
+        x, y, n = torch.randn(1024), torch.zeros(1024), 1024
         return self._once(
-            f"transposing [{n}, {n}], ns a value",
-            lambda: _nano("transpose", _at(w), _at(to), n, rounds) / n**2,
+            "a vector tanh, ns a value", lambda: _nano("vector_tanh", _at(x), _at(y), n, 200) / n
+        )
+
+    def outer(self, rows: int, n: int) -> float:
+        """us: torch's sum of [n + 64, rows] by [rows, n + 64] into a matrix, scaled from n + 64 to n."""
+        g, to = torch.ones(rows, n + 64), torch.zeros(n + 64, n + 64)
+        name = f"torch's [{n + 64}, {n + 64}] += product of {rows} rows, us"
+        taken = self._once(name, lambda: _micro(lambda: to.addmm_(g.t(), g)))
+        return max(0.0, taken - self.call()) * (n / (n + 64)) ** 2
+
+    def pack(self, n: int) -> float:
+        """us to transpose [n, n] into memory of its own."""
+        w, rounds = torch.ones(n, n), max(2, 200_000 // n**2)
+        return self._once(f"packing [{n}, {n}], us", lambda: _nano("pack", _at(w), n, rounds) / 1e3)
+
+    def fresh(self, size: int) -> float:
+        """us by which writing a new tensor of `size` bytes takes longer than writing an old one."""
+        n = size // 4
+        old = torch.ones(n)
+        return self._once(
+            f"first touch of {size >> 10} KB, us",
+            lambda: max(0.0, _micro(lambda: torch.empty(n).fill_(1.0)) - _micro(lambda: old.fill_(1.0))),
         )
 
     def barrier(self) -> float:

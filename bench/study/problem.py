@@ -100,7 +100,8 @@ def forward_truth(parameters: list[Tensor]) -> Result:
 def backward_truth(problem: Problem) -> Result:
     """The gradients of x, h0, w_ih, w_hh and b in float64."""
     leaves = [p.double().requires_grad_() for p in problem.parameters()]
-    out, _ = reference.rnn_sequence(*leaves)
+    with torch.enable_grad():
+        out, _ = reference.rnn_sequence(*leaves)
     return torch.autograd.grad(out, leaves, problem.grad_out.double())
 
 

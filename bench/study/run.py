@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from bench.study.build import Unavailable
 from bench.study.machine import Machine
 from bench.study.problem import Shape, Solve, make, wrong
 from bench.study.rung import Rung
+
+ROUNDS = 5  # of quantities and times, in turns
 
 
 def climb(rungs: tuple[Rung, ...], seconds: float, timed: bool = True) -> dict:
@@ -36,22 +39,39 @@ def climb(rungs: tuple[Rung, ...], seconds: float, timed: bool = True) -> dict:
             print(f"rung {rung.label}: {state}{'' if why is None else f': {why}'}", file=sys.stderr)
             if state == "right" and solve is not None and timed:
                 solves[rung.label] = solve
-        machine = Machine()
         runners = {rung.label: rung for rung in rungs if rung.label in solves}
         for rung in list(runners.values()):
             why = rung.untimed()
             if why is not None:
                 found[rung.label]["why"] = why
                 del runners[rung.label]
-        terms = {
-            (label, shape): rung.predict(machine, shape)
-            for label, rung in runners.items()
-            for shape in rung.shapes
-        }
-        for shape in sorted({shape for rung in runners.values() for shape in rung.shapes}):
-            for label, time in measure(runners, solves, shape, seconds).items():
-                found[label]["times"][str(shape)] = {**time, "terms": terms[label, shape]}
-    return {"environment": describe(), "machine": machine.measured, "rungs": found}
+        rounds = [one_round(runners, solves, seconds / ROUNDS) for _ in range(ROUNDS)] if runners else []
+        for label, rung in runners.items():
+            for shape in rung.shapes:
+                found[label]["times"][str(shape)] = median([times[label, shape] for _, times in rounds])
+    return {"environment": describe(), "machine": median([m for m, _ in rounds]), "rungs": found}
+
+
+def one_round(runners: dict[str, Rung], solves: dict[str, Solve], seconds: float) -> tuple[dict, dict]:
+    """The machine's quantities, and right after them the times that they explain: its speed drifts."""
+    machine, times = Machine(), {}
+    for shape in sorted({shape for rung in runners.values() for shape in rung.shapes}):
+        terms = {n: rung.predict(machine, shape) for n, rung in runners.items() if shape in rung.shapes}
+        for label, time in measure(runners, solves, shape, seconds).items():
+            times[label, shape] = {**time, "terms": terms[label]}
+    return machine.measured, times
+
+
+def median(rounds: list[dict]) -> dict:
+    """The median of every number of dictionaries that are built alike."""
+    if not rounds:
+        return {}
+    return {
+        key: median([r[key] for r in rounds])
+        if isinstance(value, dict)
+        else statistics.median(r[key] for r in rounds)
+        for key, value in rounds[0].items()
+    }
 
 
 def examine(rung: Rung) -> tuple[str, Optional[str], Optional[Solve]]:
