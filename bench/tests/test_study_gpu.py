@@ -1,4 +1,4 @@
-"""The study's GPU rungs: right on the CPU machine, wrong without their barriers, and as small as they say."""
+"""The GPU rungs of the study: wrong without their barriers, and as small as they say."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 from bench.study import gpu, gpu_table
 from bench.study import gpu_device as device
 from bench.study import gpu_model as model
-from bench.study.problem import Shape, make, wrong
+from bench.study.problem import Shape, make
 from rnnfast import testing
 from tests.cuda_on_cpu import missing
 
@@ -59,7 +59,7 @@ def test_a_rung_is_a_short_page_with_its_exercise(rung):
     for part in (
         "h_t = tanh(pre_t + W_hh h_{t-1})",
         "Who holds what.",
-        "he floor",
+        "Floor.",
         "The shipped kernel|csrc/",
     ):
         assert re.search(part if "|" in part else re.escape(part), rung.page()), part
@@ -67,15 +67,6 @@ def test_a_rung_is_a_short_page_with_its_exercise(rung):
     assert test in globals()
     assert (ROOT / rung.becomes).exists()
     assert rung.becomes in rung.page()
-
-
-@needs_machine
-@pytest.mark.slow
-@pytest.mark.parametrize("label", CUDA)
-def test_a_rung_is_right_on_the_machine(label):
-    rung = BY_LABEL[label]
-    assert wrong(rung.load(), backward=False, shapes=rung.checked) is None
-    assert len(rung.checked) >= 5
 
 
 @needs_machine
@@ -283,4 +274,5 @@ def test_the_table_has_a_measurement_beside_the_prediction(tmp_path, monkeypatch
 
 def test_checked_shapes_are_odd_too():
     for rung in gpu.RUNGS:
+        assert len(rung.checked) >= 5
         assert {shape.hidden % 2 for shape in rung.checked} == {0, 1}

@@ -10,7 +10,7 @@
 //                 ...
 //   launch t + 1  the same, once launch t has ended
 //
-// The floor. One launch a step: the end of a kernel is the barrier between steps. In a CUDA graph the host is not asked
+// Floor. One launch a step: the end of a kernel is the barrier between steps. In a CUDA graph the host is not asked
 // again for every launch, and what is left is the device's own start of a kernel, which the latency table calls "kernel
 // in a graph".
 //

@@ -8,7 +8,7 @@ Who holds what. A program has BLOCK_N units of one sequence; Triton decides whic
                                                           BLOCK_K columns at a time; h_t to L2
     launch t + 1  the same
 
-The floor is that of rung 8, one launch a step, and the launch itself is dearer: Triton's launcher is Python,
+Floor. That of rung 8, one launch a step, and the launch itself is dearer: Triton's launcher is Python,
 which matters until the launches are recorded in a graph.
 
 The shipped kernel: rnnfast/kernels/stepwise.py.

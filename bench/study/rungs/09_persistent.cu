@@ -10,7 +10,7 @@
 //       lane 1: columns 4..7, 36..39, ...             +--------+
 //     a lane: 4 rows x 16 columns = 64 registers
 //
-// The floor. Per step: read h from shared memory, 64 multiply-adds a lane, add up over 8 lanes, tanh, write h, and a
+// Floor. Per step: read h from shared memory, 64 multiply-adds a lane, add up over 8 lanes, tanh, write h, and a
 // barrier on either side of the write: without the first a thread overwrites what another still reads, without the
 // second a thread reads what another has not written yet. No launch, and no byte of W_hh is read again.
 //

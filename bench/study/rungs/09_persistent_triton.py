@@ -10,7 +10,7 @@ registers: a tl.dot would read it again from shared memory in every step.
       h [BLOCK_H]               registers, too; Triton moves it between threads through shared memory,
                                 where the sum along a row has to become a factor along a column
 
-The floor is that of rung 9, but Triton places the barriers; bench/study/GPU.md has their number. Nothing in
+Floor. That of rung 9, but Triton places the barriers; bench/study/GPU.md has their number. Nothing in
 the language says that one would be enough, so there is no rung 10b.
 
 The shipped kernel: rnnfast/kernels/resident.py.

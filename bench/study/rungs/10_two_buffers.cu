@@ -13,7 +13,7 @@
 //     step t + 1  read h[(t + 1) % 2], all of it written before that barrier
 //                 write h[t % 2], which was last read in step t: before that barrier, too
 //
-// The floor. That of rung 9 less one barrier. Nothing else has changed: compare the two files.
+// Floor. That of rung 9 less one barrier. Nothing else has changed: compare the two files.
 //
 // The shipped kernel: csrc/cuda/resident/resident.cuh, "Why one barrier a step suffices". It adds the ring, through
 // which inputs arrive several steps ahead, packed sequences, a backward pass, and an engine for tensor cores

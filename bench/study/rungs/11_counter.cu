@@ -12,7 +12,7 @@
 //   step t   every block   read h_{t-1} (L2)   multiply   store h_t   fence   barrier   count up   wait for all
 //   counter                0 ............................................... blocks ............ 2 blocks ...
 //
-// The floor. Four trips to L2 in a row: the store with its fence, the count, the look that sees the last count, the
+// Floor. Four trips to L2 in a row: the store with its fence, the count, the look that sees the last count, the
 // load of h. The latency table has the barrier by itself ("grid barrier, one counter"); at H = 512 the product is a
 // tenth of it. That all blocks run at the same time is part of being right: the launch is cooperative, so it fails
 // rather than waits for ever if they don't fit.

@@ -14,7 +14,7 @@
 // can overwrite what is still read. All blocks run at the same time (cooperative), and what a step needs was made in
 // the step before, so the earliest step that is unfinished anywhere can finish.
 //
-// The floor. One store and one load through L2 ("exchange through L2, two blocks"), instead of four trips and two
+// Floor. One store and one load through L2 ("exchange through L2, two blocks"), instead of four trips and two
 // barriers; every warp goes at its own pace.
 //
 // The shipped kernel: csrc/cuda/grid/grid.cuh. Its warps share the columns, so that a block loads h once and not once a
