@@ -5,13 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 BUILD := $(SOURCES) setup.py csrc/cuda/nvcc.py
-FORMATTED := $(SOURCES) $(wildcard bench/machine/*.cu tests/sanitize/*.cpp $(addprefix tests/cuda_on_cpu/*,.cu .cpp .h))
+FORMATTED := $(SOURCES) $(wildcard bench/machine/*.cu bench/study/*.cpp $(addprefix bench/study/rungs/*,.cpp .cu) tests/sanitize/*.cpp $(addprefix tests/cuda_on_cpu/*,.cu .cpp .h))
 say = @printf '== %s\n'
 
 # Triton of the oldest and the newest supported CUDA builds of torch, beside the newest one, which `pip` installs.
 OTHER_TRITONS := 3.6.0 3.7.1
 
-.PHONY: run check test test-all test-triton fuzz sanitize lint format bench wheel clean
+.PHONY: run check test test-all test-triton fuzz sanitize lint format bench study wheel clean
 
 # Train a character-level language model with rnnfast.RNN and torch.nn.RNN side by side, then time both over shapes.
 run: $(VENV)/.installed-bench
@@ -69,6 +69,10 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench $(VENV)/.installed-peers
 	$(BIN)/python -m bench run --suite core
 	$(BIN)/python -m bench report out/bench-core.json --pictures
+
+# The study ladder: every rung that this machine can build is checked, timed and drawn into out/study.png.
+study: $(VENV)/.installed-bench
+	$(BIN)/python -m bench study $(ARGS)
 
 # An sdist and a wheel in dist/, built in isolation, without torch and without the CUDA kernels. On Linux the wheel gets
 # the tag of the oldest manylinux that has all of its symbols; libgomp stays out of it: torch brings one, and two would

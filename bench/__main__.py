@@ -28,6 +28,7 @@ COMMANDS = {
         "bench.neuro.neuro:main",
         "rate networks on two tasks of neuroscience, and a Python loop",
     ),
+    "study": ("bench.study.command:main", "the study ladder: from the equation to a persistent kernel"),
     "charlm": ("bench.lm.charlm:main", "train a language model on rnnfast and torch side by side"),
 }
 

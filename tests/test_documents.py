@@ -10,7 +10,10 @@ import rnnfast
 from rnnfast import reference, testing
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/README.md", "bench/README.md")
+NAMES = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "csrc/README.md", "tests/README.md", "bench/README.md"),
+    "bench/study/GPU.md",
+)
 DOCUMENTS = [ROOT / name for name in NAMES]
 
 
@@ -100,3 +103,61 @@ def test_paths_exist(document):
     folders = "rnnfast|csrc|tests|bench"
     for path in re.findall(rf"`((?:{folders})/[\w./-]*\w)`", document.read_text()):
         assert (ROOT / path).exists() or "NAME" in path, path
+
+
+# ---- csrc/README.md --------------------------------------------------------------------------------
+
+CSRC = ROOT / "csrc"
+
+
+def tables_of_csrc():
+    """The rows of the tables under a heading, as lists of cells."""
+    sections = re.split(r"^## ", (CSRC / "README.md").read_text(), flags=re.MULTILINE)[1:]
+    return {
+        section.splitlines()[0]: [
+            [cell.strip() for cell in line.strip("| ").split(" | ")]
+            for line in section.splitlines()
+            if line.startswith("| ")
+        ][1:]
+        for section in sections
+    }
+
+
+def test_the_reading_order_names_every_file_of_csrc_once():
+    tables = tables_of_csrc()
+    read = [*tables["Reading order: CPU"], *tables["Reading order: CUDA"]]
+    named_files = [re.fullmatch(r"\[`(.+)`\]\((.+)\)", row[0]).groups() for row in read]
+    assert all(label == target for label, target in named_files)
+    files = {
+        path.relative_to(CSRC).as_posix()
+        for path in CSRC.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.name != "README.md"
+    }
+    assert sorted(label for label, _ in named_files) == sorted(files)
+    assert all(len(row) == 2 and len(row[1]) > 10 for row in read)
+
+
+def test_the_glossary_of_csrc_names_where_a_word_is_used():
+    for words, meaning, where in tables_of_csrc()["Words"]:
+        files = re.findall(r"`(.+?)`", where)
+        assert files and meaning, words
+        for file in files:
+            text = (CSRC / file).read_text().lower()
+            assert any(word in text for word in words.split(", ")), (words, file)
+
+
+def test_what_an_engine_must_have_is_what_the_engines_have():
+    members = [
+        name
+        for row in tables_of_csrc()["What an Engine must have"]
+        for name in re.findall(r"`(\w+)[^`]*`", row[0])
+    ]
+    assert {"kTile", "multiply", "publish", "update"} <= set(members)
+    for file in ("fma.cuh", "matrix.cuh"):
+        text = (CSRC / "cuda" / "resident" / file).read_text()
+        missing = [name for name in members if not re.search(rf"\b{name}\b", text)]
+        assert not missing, (file, missing)
+    # What the kernels use of an engine is in the table.
+    kernels = "".join((CSRC / "cuda" / "resident" / f).read_text() for f in ("resident.cuh", "rows.cuh"))
+    used = set(re.findall(r"\b[Ee]ngine(?:::|\.)(?:template )?(\w+)", kernels))
+    assert used <= set(members), used - set(members)

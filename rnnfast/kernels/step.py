@@ -55,6 +55,10 @@ def step_forward_kernel(
     n0 = tl.program_id(1).to(tl.int64) * BLOCK_N
     n = n0 + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    # acc[m, n] += sum over k of a[m, k] b[k, n], first with a = x and b = W_ih^T, then with h and W_hh^T. An
+    # operand is a pointer and its two strides; a transpose is its strides exchanged. The arguments, in order:
+    #   acc | a, strides in m and k, no h to differentiate by | first row, rows
+    #   b, strides in k and n | first column, columns | K | constants
     acc = multiply(acc, x, x_row, x_col, None, m0, B, w_ih, w_ih_col, w_ih_row, n0, H, I,
                    BLOCK_K, PRECISION, "")  # fmt: skip
     acc = multiply(acc, h, h_row, h_col, None, m0, B, w_hh, w_hh_col, w_hh_row, n0, H, H,

@@ -46,7 +46,7 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path
         if path.suffix in (".h", ".cuh", ".cu", ".cpp")
     )
     digest = hashlib.sha256(repr((COMPILER, flags, [str(source) for source in sources])).encode())
-    for path in inputs:
+    for path in [*inputs, *sources]:
         digest.update(path.read_bytes())
     folder = CACHE / digest.hexdigest()[:16]
     library = folder / f"{name}.so"

@@ -148,6 +148,7 @@ class LayerForward {
     if (rows.size() > 0 && layer_.H > 0)
       input_.multiply(part<S>(layer_.x, rows.begin * layer_.I), rows.size(), op_.out + rows.begin * layer_.ld,
                       layer_.ld, false);
+    // The last chunk takes the step after the last one, too, in which the remaining sequences leave (recurrence.h).
     return run_steps(layer_.sequences, op_, state_, chunk.count() + chunk.last());
   }
 

@@ -91,6 +91,9 @@ void take_steps(const Op& op, const RecurrenceState<S>& shared, int64_t count, c
             });
       };
       take(staying, shared.K, false);
+      // A sequence that joins in the forward pass has h0 in its row of the carry and is multiplied like the others. In
+      // the backward pass it has nothing yet: with K = 0 the product is zero, and `apply` adds dh_n. Multiplying a
+      // carry of zeros instead would take as long as any row and make NaN of an infinite weight.
       take(joining, Op::kBackward ? 0 : shared.K, true);
     });
     if (!more) return;
@@ -101,7 +104,9 @@ void take_steps(const Op& op, const RecurrenceState<S>& shared, int64_t count, c
   }
 }
 
-// Takes the next `count` steps; there are T + 1.
+// Takes the next `count` steps; there are T + 1. A sequence leaves in the step after its last one, when its carry is
+// complete: h_n is in it, or dh0 is its product with the weight. For those that stay to the end that step is the extra
+// one, which has no rows of its own.
 template <class S, class Op>
 int run_steps(const Sequences& sequences, const Op& op, RecurrenceState<S>& state, int64_t count) {
   const ThreadGrid grid = state.grid;

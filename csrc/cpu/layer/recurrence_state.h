@@ -80,6 +80,9 @@ struct RecurrenceState {
         columns(columns_for(weight, reading, (sequences.B + grid.rows - 1) / grid.rows)),
         apart(grid.rows > 1 ? kApartBytes / int64_t(sizeof(Carried<S>)) : 0),
         K(units<S>(sequences.H)),
+        // Bytes of a row, rounded up to cache lines of 64; `| 1` makes the number of lines odd; then back to values.
+        // With 64 lines (H = 1024 in float32) all rows of a tile, which are read at the same k, would meet in one set
+        // of a cache of 64 sets; an odd number spreads them over all sets.
         ld(((columns.padded() * int64_t(sizeof(Carried<S>)) + 63) / 64 | 1) * 64 / int64_t(sizeof(Carried<S>))),
         packed(reading == Reading::kPacked ? columns.padded() * K : 0),
         room(reading == Reading::kPacked ? 0 : columns.width * kLanes<C> * (K < kChunk ? K : kChunk)),

@@ -159,6 +159,13 @@ void pack_strip(const Strip<S>& strip, int64_t begin, int64_t count) {
   });
 }
 
+// The inner part of a weight's gradient. For each chunk of rows:
+//
+//   1. pack the chunk of a in tiles and that of b in panels, which the nearest caches hold from then on
+//   2. for each panel, for each tile: total[tile, panel] += a_tile^T b_panel (tile.h), and, while it computes, prefetch
+//      a share of the next chunk's lines, so that all of them are on their way when step 1 comes
+//   3. after the last chunk of all, store the tile to the gradient as well
+//
 // Sums a[r, m] b(r)[n] over `rows`, for the columns m of a [R, M] in `height` and two strips, and adds it to `total` if
 // `begun`. A chunk of a is packed tile by tile and one of b panel by panel. (Read in place, the rows of a would be 4
 // KiB apart at H = 1024 and compete for the same cache sets, which is 1.35 times slower.) While the two are multiplied

@@ -47,6 +47,9 @@ __attribute__((noinline)) void tile(const U* a, int64_t lda,           // A, see
   Vec<C> acc[MR][NV] = {};
 #pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k) {
+    // One line a k, of those that whoever called will need after this tile (prefetch.h). They are spread over the loop
+    // because a core has few places for misses under way, and the loads of W below need some of them. The branch
+    // goes the same way until the list ends.
     if (k < prefetches.count) prefetches.request(k);
     const auto aik = [&](int i) {
       const U* group = i < 3 ? a0 : i < 6 ? a3 : i < 9 ? a6 : a9;

@@ -93,6 +93,21 @@ class WeightGradients {
   explicit operator bool() const { return matrices_[0].sums && matrices_[1].sums && bias_; }
 
   // Adds `rows` rows of dpre [rows, H], x and h_prev. Returns nonzero if there is no memory for scratch.
+  //
+  //   dpre^T [H, rows] times [x | h_prev], of which a thread has `height` of the rows H, some vectors of the columns
+  //   and the rows of its parts to add up:
+  //
+  //                     strip of dw_ih      strip of dw_hh         The columns are numbered through both weights, dw_hh
+  //                   +-----------------+-----------------+        from `second` on, so that a thread may have the end
+  //                   of
+  //     height of H   |    x part       |   h_prev part   |        one and the beginning of the other: two strips, of
+  //                   +-----------------+-----------------+        which one may be empty.
+  //                                     ^ second
+  //
+  //   Few elements     several partial sums: threads share the rows that are added up, then the columns
+  //   Many elements    one partial sum: threads share H and the columns, and all add up all rows
+  //
+  // In the last call with one partial sum a strip writes its result at once; otherwise `finish` does.
   int add(const S* dpre, const GatheredRows<S>& x, const GatheredRows<S>& h_prev, int64_t rows, int threads) {
     const GatheredRows<S>* const b[2] = {&x, &h_prev};
     if (few_)

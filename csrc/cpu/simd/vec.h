@@ -193,6 +193,17 @@ INLINE Vec<double> round_to<double>(Vec<double> v) {
 }
 
 // ---- units -----------------------------------------------------------------------------------------
+//
+// A unit is what one lane multiplies in one instruction (numbers.h). For float32 and float64, and for 16-bit types that
+// are widened first, it is a value. Where the machine multiplies bfloat16 in pairs it is two values that are neighbours
+// in k, and the lane adds both products to one float:
+//
+//   unit = value       sum[lane] += a[k] * w[k][lane]
+//   unit = pair        sum[lane] += a[2u] * w[2u][lane] + a[2u + 1] * w[2u + 1][lane]
+//
+// A sum over K values is then one over units<S>(K) = ceil(K / 2) units. If K is odd the last pair ends with a zero. In
+// a row of A, neighbours in k are neighbours in memory, so a row of pairs is the row itself. In W they are in two rows,
+// which `unite` interleaves: lane i gets w[2u][i] in its lower half and w[2u + 1][i] in its upper half.
 
 // The first unit of `count` values that are consecutive in k, from p on.
 template <class S>

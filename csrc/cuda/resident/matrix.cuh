@@ -38,6 +38,16 @@ class MatrixEngine16 {
   struct State {
     // The state is transposed, 16 bytes a unit. Two rows stay free after every eight, so that the rows read at once are
     // in different banks: eight neighbours for a product, pairs from four groups of eight for `store`.
+    //
+    // Shared memory has 32 banks of 4 bytes. A row takes four of them, so row r begins in bank 4 (r % 8). An ldmatrix
+    // reads eight rows at a time, and is fast if r % 8 is different for all of them:
+    //
+    //                        units                     rows                       r % 8
+    //   for a product        0 1 2 3 4 5 6 7           0 1 2 3 4 5 6 7            all different
+    //   `store`, kRows = 2   0 1, 8 9, 16 17, 24 25    0 1, 10 11, 20 21, 30 31   0 1, 2 3, 4 5, 6 7
+    //   `store`, kRows = 1   0 1, 4 5, 8 9, 12 13      0 1, 4 5, 10 11, 14 15     0 1, 4 5, 2 3, 6 7
+    //
+    // Without the free rows, the four pairs of the second line would all be in the same banks.
     __align__(16) T y[kH / 8 * 10][kTile];
     static __device__ __forceinline__ int row(int unit) { return unit + unit / 8 * 2; }
   };
