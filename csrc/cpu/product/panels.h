@@ -166,8 +166,10 @@ struct Panel {
   const Matrix<S>* source = nullptr;
 
   // Rows [k, k + count), in units; at most kChunk.
-  const Unit<S>* chunk(int64_t k, int64_t count) const {
-    if (!source) return units + k * ld;
+  INLINE const Unit<S>* chunk(int64_t k, int64_t count) const {
+    return __builtin_expect(source == nullptr, 1) ? units + k * ld : pack_chunk(k, count);
+  }
+  __attribute__((noinline)) const Unit<S>* pack_chunk(int64_t k, int64_t count) const {
     source->pack(k * kPerUnit<S>, values(k, count), column, vectors, const_cast<Unit<S>*>(units));
     return units;
   }
@@ -178,8 +180,9 @@ struct Panel {
   }
 
   // Whether few rows meet rows of a transposed matrix, which are then multiplied without being packed at all.
-  bool is_transposed(const Tiles& tiles) const {
-    return source && source->transposed && vectors == 1 && tiles.rows.size() <= kTransposingRows;
+  INLINE bool is_transposed(const Tiles& tiles) const {
+    return __builtin_expect(source != nullptr, 0) && source->transposed && vectors == 1 &&
+           tiles.rows.size() <= kTransposingRows;
   }
   const S* rows_of_source(int64_t k) const { return source->w + column * source->K + k * kPerUnit<S>; }
   int filled() const { return source->N - column < kLanes<Compute<S>> ? int(source->N - column) : kLanes<Compute<S>>; }
