@@ -4,8 +4,7 @@
 // Elman's cell with tanh or relu is a template of its own in recurrence.h. All else is the one operation a pass below,
 // a template of the cell, which chooses the activation and whether there are noise and resets at run time, for each
 // vector anew. Such branches are predicted, and a template for each choice would make the objects several times as
-// large. With the cell chosen at run time, too, leaky's forward pass took 1.02 to 1.03 times as long (B = 64, H = 100,
-// two threads of Sapphire Rapids); the objects of one instruction set are 7% larger for it.
+// large.
 //
 // What is multiplied by W_hh at a step is the carry, h or r, as it is stored. What else goes from step to step, the
 // leak, is in a buffer of its own, [B, H] in compute precision: with a 16-bit dtype and a small alpha, h + alpha (f -
