@@ -76,14 +76,11 @@ class OnCpu(RecurrenceBackend):
 
 
 @pytest.fixture
-def calls(monkeypatch):
+def calls():
     """What the backend has been called for."""
     backend = OnCpu()
-    monkeypatch.setattr(dispatch, "_registry", dict(dispatch._registry))
-    dispatch.register(backend)
-    yield backend.calls
-    monkeypatch.undo()
-    dispatch._find.cache_clear()
+    with dispatch.replaced(backend):
+        yield backend.calls
 
 
 @pytest.mark.parametrize("nonlinearity", testing.NONLINEARITIES)
