@@ -11,7 +11,7 @@ from . import dispatch
 from .arguments import left_to_torch, strided
 from .attributes import no_tensor
 from .call import Network, read
-from .context import tracing, undisturbed
+from .context import fusible, tracing, undisturbed
 from .functional import rnn_step, run, shown_to_others
 from .interchange import Interchangeable, TorchRNNCell
 
@@ -88,6 +88,8 @@ class RNNCell(Interchangeable, TorchRNNCell):
             call = read(network, input, hx, weights, None)
             if call is not None:
                 return run(call, backend)[0]
+        if dispatch.means_auto(backend) and isinstance(input, Tensor) and fusible(input):
+            return self.torchs(input, hx)  # the fewer functions a graph depends on, the shorter its guards
         if isinstance(input, torch.fx.Proxy):
             return self.leaf(input, hx)
         wrong = no_tensor(input, hx)

@@ -12,6 +12,8 @@ stands for.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Optional
@@ -125,6 +127,28 @@ _registry: dict[str, Backend] = {}
 def register(backend: Backend) -> None:
     """Adds a backend, or replaces the one of the same name."""
     _registry[backend.name] = backend
+    _find.cache_clear()
+
+
+@contextmanager
+def replaced(*backends: Backend, slower: Optional[dict[str, tuple[Region, ...]]] = None) -> Iterator[None]:
+    """Within, these backends are known, in place of those of their names, and `slower` is `SLOWER`."""
+    registry, regions = dict(_registry), dict(SLOWER)
+    try:
+        for backend in backends:
+            register(backend)
+        if slower is not None:
+            _put(SLOWER, slower)
+        yield
+    finally:
+        _put(_registry, registry)
+        _put(SLOWER, regions)
+
+
+def _put(table: dict[str, Any], content: dict[str, Any]) -> None:
+    """Gives `content` to a table that `_find` has looked at."""
+    table.clear()
+    table.update(content)
     _find.cache_clear()
 
 

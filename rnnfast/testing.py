@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -130,19 +128,6 @@ def make(
         "bias_hh": bias_hh if bias else None,
     }
     return Case(arguments, normal(*rows, hidden), normal(batch, hidden), batch_sizes).to(dtype)
-
-
-@contextmanager
-def registered(backend: Backend) -> Iterator[None]:
-    """Within, `dispatch` knows this backend, in place of the one of its name if there is one."""
-    before = dict(dispatch._registry)
-    dispatch.register(backend)
-    try:
-        yield
-    finally:
-        dispatch._registry.clear()
-        for other in before.values():
-            dispatch.register(other)
 
 
 def call_of(

@@ -16,7 +16,7 @@ from rnnfast.backends.base import Problem
 from rnnfast.backends.precision import tf32
 from rnnfast.functional import rnn_sequence, rnn_step
 from rnnfast.layer import Recurrence, Sequences
-from rnnfast.testing import NAMES, Case, backward, check, expected, make, registered
+from rnnfast.testing import NAMES, Case, backward, check, expected, make
 from tests import cells, cuda_on_cpu
 from tests.compare import compare_sequence, make_without_hn
 from tests.cuda_on_cpu import backend as on_cpu
@@ -51,7 +51,7 @@ WIDTHS = [65, 128, 131, 192, 200, 256, 259, 300]
 def on_the_machine():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a kernel is one thread, and torch's others would spin beside it
-    with registered(on_cpu.CudaOnCpu()):
+    with dispatch.replaced(on_cpu.CudaOnCpu()):
         yield
     torch.set_num_threads(threads)
 
@@ -350,7 +350,7 @@ def test_auto_takes_what_was_measured_on_the_device_that_it_was_measured_on(monk
             resident_limit=lambda dtype: 256,
             grid_limit=lambda dtype, tf32: 2048,
         )
-        with registered(cuda.CudaBackend(native)):
+        with dispatch.replaced(cuda.CudaBackend(native)):
             assert dispatch.choose(problem) == chosen
 
 

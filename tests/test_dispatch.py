@@ -32,14 +32,12 @@ class Awkward(Backend):
 
 
 @pytest.fixture
-def awkward(monkeypatch):
-    monkeypatch.setattr(dispatch, "_registry", dict(dispatch._registry))
-
+def awkward():
     def register(**reasons):
         dispatch.register(Awkward(**reasons))
 
-    yield register
-    dispatch._find.cache_clear()
+    with dispatch.replaced():
+        yield register
 
 
 def test_auto_takes_the_first_preference_that_can():
@@ -72,36 +70,47 @@ def test_auto_waits_for_a_measurement(monkeypatch):
 
 
 def test_auto_depends_on_whether_there_will_be_gradients(monkeypatch):
-    monkeypatch.setattr(dispatch, "SLOWER", {"cpu": (dispatch.Region("sequence", grad=True),)})
-    dispatch._find.cache_clear()
     asked, find = [], dispatch.find
     monkeypatch.setattr(functional, "find", lambda *args: asked.append(find(*args)) or asked[-1])
     rnn, x = rnnfast.RNN(4, 8), torch.zeros(3, 2, 4)
-    rnn(x)
-    with torch.no_grad():
+    with dispatch.replaced(slower={"cpu": (dispatch.Region("sequence", grad=True),)}):
         rnn(x)
-    rnn.requires_grad_(False)(x)
-    assert [backend.name for backend in asked] == [
-        dispatch.choose(replace(PROBLEM, grad=grad)) for grad in (True, False, False)
-    ]
+        with torch.no_grad():
+            rnn(x)
+        rnn.requires_grad_(False)(x)
+        expected = [dispatch.choose(replace(PROBLEM, grad=grad)) for grad in (True, False, False)]
+    assert [backend.name for backend in asked] == expected
     assert (asked[0].name == asked[1].name) == ("cpu" not in BACKENDS)
-    monkeypatch.undo()
-    dispatch._find.cache_clear()
 
 
-def test_a_backend_that_takes_the_place_of_another(monkeypatch):
+def test_what_is_replaced_comes_back(monkeypatch):
+    """Backends, regions, and what was chosen by them; after an error, too."""
+    rnn, x, asked, find = rnnfast.RNN(4, 8).requires_grad_(False), torch.zeros(3, 2, 4), [], dispatch.find
+    monkeypatch.setattr(functional, "find", lambda *args: asked.append(find(*args)) or asked[-1])
+    names, regions = dispatch.names(), dict(dispatch.SLOWER)
+    rnn(x)
+    everywhere = {name: (dispatch.Region("sequence"),) for name in ("cpu", "aten")}
+    with pytest.raises(KeyError), dispatch.replaced(Awkward(), slower=everywhere):
+        assert dispatch.names() == (*names, "awkward")
+        rnn(x)
+        raise KeyError
+    assert (dispatch.names(), dispatch.SLOWER) == (names, regions)
+    rnn(x)
+    assert asked[1].name == "eager"
+    assert asked[0] is asked[2]
+
+
+def test_a_backend_that_takes_the_place_of_another():
     class Other(dispatch.EagerBackend):
         def forward(self, call):
             return tuple(2 * result for result in super().forward(call))
 
-    monkeypatch.setattr(dispatch, "_registry", dict(dispatch._registry))
     rnn, x = rnnfast.RNN(4, 8, 2, backend="eager"), torch.randn(3, 2, 4)
     with torch.no_grad():
         expected = rnn(x)[0]
-        dispatch.register(Other())
-        torch.testing.assert_close(rnn(x)[0], 2 * expected)
-    monkeypatch.undo()
-    dispatch._find.cache_clear()
+        with dispatch.replaced(Other()):
+            torch.testing.assert_close(rnn(x)[0], 2 * expected)
+        torch.testing.assert_close(rnn(x)[0], expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -213,7 +222,7 @@ def test_explain_auto():
         assert f"not {name}: {reason}" in str(explanation)
 
 
-def test_explain_asks_what_the_call_asks(monkeypatch):
+def test_explain_asks_what_the_call_asks():
     """The problem of the whole stack, as it is in the call."""
     asked = []
 
@@ -224,8 +233,6 @@ def test_explain_asks_what_the_call_asks(monkeypatch):
             asked.append(problem)
             return "only asked"
 
-    monkeypatch.setattr(dispatch, "_registry", dict(dispatch._registry))
-    dispatch.register(Asked())
     packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(n, 4) for n in (5, 2)])
     for module, input in (
         (rnnfast.RNN(4, 8, 3, bidirectional=True, batch_first=True), torch.zeros(2, 3, 4)),
@@ -235,11 +242,9 @@ def test_explain_asks_what_the_call_asks(monkeypatch):
     ):
         module.backend = "asked"
         for call in (module, lambda input, module=module: rnnfast.explain(module, input)):
-            with pytest.raises(RuntimeError, match="only asked"):
+            with dispatch.replaced(Asked()), pytest.raises(RuntimeError, match="only asked"):
                 call(input)
         assert asked[-1] == asked[-2]
-    monkeypatch.undo()
-    dispatch._find.cache_clear()
 
 
 def test_explain_packed():

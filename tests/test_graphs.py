@@ -82,6 +82,44 @@ def test_compile_cell(backend):
     assert counter.frame_count <= 2
 
 
+@pytest.mark.parametrize(
+    ("dtype", "backend", "operators"),
+    [(torch.float32, "auto", 0), (torch.float64, "auto", 0), (torch.bfloat16, "auto", 3)]
+    + [(torch.float32, name, 3) for name in BACKENDS],
+    ids=str,
+)
+@pytest.mark.parametrize("call", ["cell", "function"])
+def test_a_compiled_loop_over_steps_can_be_fused(call, dtype, backend, operators):
+    """In torch's operators, where `auto` is left the choice, with the same results; an export has ours."""
+    cell = rnnfast.RNNCell(3, 5, dtype=dtype, backend=backend)
+    weights = cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
+
+    def loop(x, h):
+        for row in x:
+            h = (
+                cell(row, h)
+                if call == "cell"
+                else rnnfast.functional.rnn_step(row, h, *weights, backend=backend)
+            )
+        return h
+
+    found = []
+
+    def compiler(graph, inputs):
+        found.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    x, h = torch.randn(3, 2, 3, dtype=dtype), torch.randn(2, 5, dtype=dtype)
+    actual = torch.compile(loop, fullgraph=True, backend=compiler)(x, h)
+    assert sum("rnnfast" in target for target in found) == operators
+    torch.testing.assert_close(actual, loop(x, h))
+    gradients = [torch.autograd.grad(out.sum(), weights) for out in (actual, loop(x, h))]
+    torch.testing.assert_close(*gradients)
+    if call == "cell" and backend == "auto":
+        targets = [str(node.target) for node in torch.export.export(cell, (x[0], h)).graph.nodes]
+        assert targets.count("rnnfast.rnn.default") == 1
+
+
 def test_backend_is_chosen_when_the_graph_runs(monkeypatch):
     """The graph says "auto"; which backend that is can differ from call to call."""
     rnn = rnnfast.RNN(3, 5)
@@ -94,12 +132,10 @@ def test_backend_is_chosen_when_the_graph_runs(monkeypatch):
 
     monkeypatch.setattr(rnnfast.dispatch, "find", find)
     small = rnnfast.dispatch.Region("sequence", batch=(0, 4))
-    monkeypatch.setattr(rnnfast.dispatch, "SLOWER", {name: (small,) for name in ("cpu", "aten")})
-    rnnfast.dispatch._find.cache_clear()
-    with torch.no_grad():
+    slower = {name: (small,) for name in ("cpu", "aten")}
+    with rnnfast.dispatch.replaced(slower=slower), torch.no_grad():
         compiled(input_of(4, 3))
         compiled(input_of(4, 5))
-    rnnfast.dispatch._find.cache_clear()
     assert chosen[0] == ("auto", "eager")
     assert chosen[1][0] == "auto" and chosen[1][1] != "eager"
 

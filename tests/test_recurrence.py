@@ -28,7 +28,7 @@ class OnCpu(RecurrenceBackend):
         return None
 
     def refuses(self, problem):
-        return None
+        return None if problem.cell == "elman" and not problem.resets else "it knows no other cells"
 
     def called(self, name, *tensors):
         assert all(t is None or (t.is_contiguous() and not t.is_neg()) for t in tensors)
@@ -46,25 +46,26 @@ class OnCpu(RecurrenceBackend):
         self.called("step backward", grad, out, *(tensor for tensor, is_read in read if is_read))
         return EagerBackend().step_backward(layer, out, grad, needs)
 
-    def recurrence_forward(self, pre, h0, weight_hh, nonlinearity, sequences):
+    def recurrence_forward(self, pre, h0, weight_hh, recurrence):
         self.called("layer", pre, h0, weight_hh)
-        act = torch.tanh if nonlinearity == "tanh" else torch.relu
+        act, sequences = getattr(torch, recurrence.nonlinearity), recurrence.sequences
         state, out = h0.clone(), torch.empty_like(pre)
         with torch.no_grad():
             for rows, n in self.steps(sequences):
                 out[rows] = state[:n] = act(pre[rows] + state[:n] @ weight_hh.t())
-        return out, state
+        return out, state, None
 
-    def recurrence_backward(self, grad_out, grad_hn, out, weight_hh, nonlinearity, sequences):
+    def recurrence_backward(self, grad_out, grad_hn, out, weight_hh, recurrence, grad_inner=None, states=False):
         self.called("layer backward", grad_out, grad_hn, out, weight_hh)
-        dpre = torch.empty_like(out)
+        assert grad_inner is None and not states
+        dpre, sequences, tanh = torch.empty_like(out), recurrence.sequences, recurrence.nonlinearity == "tanh"
         with torch.no_grad():
             dh = out.new_zeros(sequences.batch, out.shape[1]) if grad_hn is None else grad_hn.clone()
             for rows, n in reversed(self.steps(sequences)):
                 d = dh[:n] if grad_out is None else dh[:n] + grad_out[rows]
-                dpre[rows] = d * (1 - out[rows] ** 2 if nonlinearity == "tanh" else out[rows] > 0)
+                dpre[rows] = d * (1 - out[rows] ** 2 if tanh else out[rows] > 0)
                 dh[:n] = dpre[rows] @ weight_hh
-        return dpre, dh
+        return dpre, dh, None
 
     def steps(self, sequences):
         """Of each step, in the order in which they are taken, its rows and their number."""
@@ -76,14 +77,11 @@ class OnCpu(RecurrenceBackend):
 
 
 @pytest.fixture
-def calls(monkeypatch):
+def calls():
     """What the backend has been called for."""
     backend = OnCpu()
-    monkeypatch.setattr(dispatch, "_registry", dict(dispatch._registry))
-    dispatch.register(backend)
-    yield backend.calls
-    monkeypatch.undo()
-    dispatch._find.cache_clear()
+    with dispatch.replaced(backend):
+        yield backend.calls
 
 
 @pytest.mark.parametrize("nonlinearity", testing.NONLINEARITIES)

@@ -26,8 +26,8 @@ import rnnfast
 from bench import command
 from bench.cases.timing import Budget, Call, alternate
 from bench.machine import environment
+from rnnfast import dispatch
 from rnnfast.backends.cuda import CudaBackend
-from rnnfast.testing import registered
 
 SIZE = 64
 
@@ -148,7 +148,7 @@ def main(arguments: list[str]) -> int:
     p.add_argument("--json", type=Path)
     options = p.parse_args(arguments)
     budget = Budget(seconds=1.0)
-    with registered(HostOfCuda()):
+    with dispatch.replaced(HostOfCuda()):
         measured = alternate(contenders(), budget) | alternate(prepared(), budget)
     for name, m in measured.items():
         print(f"{name:<21} {m.median * 1e6:6.1f} us  ({m.q1 * 1e6:.1f} to {m.q3 * 1e6:.1f})")

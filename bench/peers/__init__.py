@@ -7,6 +7,7 @@ from bench.peers.flaggems_rnn import FlagGemsRNN
 from bench.peers.jax_scan import JaxScan
 from bench.peers.onnxruntime_rnn import OnnxRuntimeRNN
 from bench.peers.openvino_rnn import OpenVinoRNN
+from bench.peers.paddle_rnn import PaddleRNN
 from bench.peers.rnnfast_rnn import Rnnfast
 from bench.peers.torch_cell_loop import TorchCellLoop
 from bench.peers.torch_compile_loop import TorchCompileLoop
@@ -30,6 +31,7 @@ PEERS: dict[str, Peer] = {
         OnnxRuntimeRNN(),
         OpenVinoRNN(),
         JaxScan(),
+        PaddleRNN(),
         FlagGemsRNN(),
         XmaRNN(),
     ]

@@ -9,7 +9,7 @@ import pytest
 from bench.cases.case import Case
 from bench.cases.precision import KINDS
 from bench.machine import calls, gpu_peaks, gpu_roofline, roofline
-from rnnfast.testing import registered
+from rnnfast import dispatch
 
 
 def test_flops_and_bound_by_hand():
@@ -61,7 +61,7 @@ def test_a_step_of_nothing_is_measured():
 
 
 def test_calls_that_compute_next_to_nothing():
-    with registered(calls.HostOfCuda()):
+    with dispatch.replaced(calls.HostOfCuda()):
         contenders = calls.contenders()
         assert len(contenders) == 8
         for name, call in contenders.items():
