@@ -2,9 +2,19 @@
 
 from . import flops, functional  # noqa: F401, flops adds its formulas to torch's
 from .cell import RNNCell
-from .config import explain, show_config
+from .config import explain, release_scratch, show_config
 from .convert import convert, revert
 from .modules import RNN
 from .version import __version__
 
-__all__ = ["RNN", "RNNCell", "__version__", "convert", "explain", "functional", "revert", "show_config"]
+__all__ = [
+    "RNN",
+    "RNNCell",
+    "__version__",
+    "convert",
+    "explain",
+    "functional",
+    "release_scratch",
+    "revert",
+    "show_config",
+]

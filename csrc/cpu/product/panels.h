@@ -54,13 +54,17 @@ void pack_transposed(const S* w, int64_t ld, int64_t K, int64_t N, int64_t colum
   for (int64_t j = 0; j < width; j += L) {
     const S* rows = w + (column + j) * ld;
     int64_t k = 0;
-    if (j + L <= filled)
+    if (j < filled)
       for (; k + L * P <= K; k += L * P) {
         Vec<U> block[L];
+        if (j + L <= filled) {
 #pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) {
-          block[i] = load_units(rows + i * ld + k, L * P);
-          __builtin_prefetch(rows + i * ld + k + kPrefetchDistance);
+          for (int i = 0; i < L; ++i) {
+            block[i] = load_units(rows + i * ld + k, L * P);
+            __builtin_prefetch(rows + i * ld + k + kPrefetchDistance);
+          }
+        } else {
+          for (int i = 0; i < L; ++i) block[i] = j + i < filled ? load_units(rows + i * ld + k, L * P) : Vec<U>{};
         }
         transpose<U>(block);
 #pragma GCC unroll 16
