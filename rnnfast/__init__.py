@@ -2,7 +2,7 @@
 
 from . import flops, functional  # noqa: F401, flops adds its formulas to torch's
 from .cell import RNNCell
-from .config import explain, show_config
+from .config import explain, release_scratch, show_config
 from .continuous import CTRNN, LeakyRNN
 from .convert import convert, revert
 from .modules import RNN
@@ -17,6 +17,7 @@ __all__ = [
     "convert",
     "explain",
     "functional",
+    "release_scratch",
     "revert",
     "show_config",
 ]

@@ -45,6 +45,17 @@ def show_config() -> str:
     return "\n".join(lines)
 
 
+def release_scratch() -> None:
+    """Gives back the scratch memory that the CPU kernels keep for the next call.
+
+    Each thread keeps at most 256 MiB, as mapping memory anew takes longer than many a call; it also gives them
+    back when it ends. This releases what the calling thread and the threads that compute for it keep; those of
+    other callers release theirs by a call of their own.
+    """
+    if native is not None:
+        native.release_scratch(torch.get_num_threads())
+
+
 def _openmp() -> str:
     """What the CPU kernels have their threads from."""
     if native is None:

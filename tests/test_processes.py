@@ -206,3 +206,57 @@ def test_what_show_config_says_of_threads(monkeypatch, ours, lost, text):
     )
     monkeypatch.setattr(config, "native", native)
     assert config._openmp().startswith(text)
+
+
+TEAM = """
+import os
+import torch, rnnfast
+
+torch.set_num_threads(5)
+# Layers that all threads share, that few of them share, and that need one.
+shapes = [(3, 1, 16), (20, 1, 160), (40, 3, 96), (10, 64, 200), (5, 1, 600)]
+modules = [(rnnfast.RNN(H, H, 2, backend="cpu"), torch.randn(T, B, H)) for T, B, H in shapes]
+
+def compute():
+    for module, x in modules:
+        module(x)[0].sum().backward()
+    return set(os.listdir("/proc/self/task"))
+
+compute()
+assert compute() == compute() == compute()
+print("the same threads")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the threads from /proc")
+def test_calls_of_different_sizes_keep_their_threads():
+    done = subprocess.run([sys.executable, "-c", TEAM], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "the same threads", done.stderr
+
+
+SCRATCH = """
+import torch, rnnfast
+
+torch.set_num_threads(2)
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 >> 20
+
+rnn, x = rnnfast.RNN(16, 2000, backend="cpu"), torch.randn(60, 16, 16)
+with torch.no_grad():
+    want = rnn(x)[0]
+    kept = resident()
+    rnnfast.release_scratch()
+    freed = kept - resident()
+    assert torch.equal(rnn(x)[0], want)
+print(freed)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
+def test_scratch_is_given_back():
+    """The packed weight [2000, 2000] is 15 MiB."""
+    done = subprocess.run([sys.executable, "-c", SCRATCH], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 12

@@ -99,6 +99,7 @@ struct Kernels {
   int (*recurrence)(const RecurrenceArgs&, int threads);                 // the recurrence alone
   double (*fma_peak)(DType, int threads, double seconds);                // flop/s, of multiply-adds
   double (*read_bandwidth)(int64_t bytes, int threads, double seconds);  // bytes/s
+  void (*release_scratch)(int threads);  // frees what the calling thread and its team keep from call to call
 };
 
 }  // namespace rnnfast

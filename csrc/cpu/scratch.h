@@ -12,7 +12,8 @@
 namespace rnnfast {
 namespace RNNFAST_ISA {
 
-// The blocks that a thread holds in reserve, up to kKept bytes in all. They are freed when the thread ends.
+// The blocks that a thread holds in reserve, up to kKept bytes in all. They are freed when the thread ends, or by
+// rnnfast.release_scratch().
 class Reserve {
  public:
   struct Block {
@@ -56,8 +57,11 @@ class Reserve {
     return reserve;
   }
 
-  ~Reserve() {
-    for (int i = 0; i < count_; ++i) release(blocks_[i]);
+  ~Reserve() { release_all(); }
+
+  void release_all() {
+    while (count_ > 0) release(blocks_[--count_]);
+    kept_ = 0;
   }
 
  private:
@@ -84,7 +88,8 @@ class Reserve {
   static constexpr size_t kLarge = 128 << 10;
   // A layer takes up to 9 blocks in a backward pass, and all layers of a pipeline have theirs at the same time.
   static constexpr int kBlocks = 64;
-  static constexpr size_t kKept = size_t(32) << 20;
+  // With 32 MiB the packed weights of a layer from H = 2900 on were mapped anew in every call.
+  static constexpr size_t kKept = size_t(256) << 20;
   Block blocks_[kBlocks];  // the first count_ are kept
   int count_ = 0;
   size_t kept_ = 0;

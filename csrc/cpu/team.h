@@ -113,6 +113,25 @@ struct FloatingPoint {
 #endif
 };
 
+// The threads of a call, for as long as this object lives. OpenMP ends threads where a region asks for fewer than the
+// one before, and starts them again where the next one asks for more. Every region of a call therefore asks for all
+// threads of the call, as torch's regions do, and those that have no part in it do nothing.
+class CallThreads {
+ public:
+  explicit CallThreads(int threads) : before_(here()) { here() = threads; }
+  ~CallThreads() { here() = before_; }
+  CallThreads(const CallThreads&) = delete;
+  CallThreads& operator=(const CallThreads&) = delete;
+
+  static int& here() {
+    static thread_local int threads = 1;
+    return threads;
+  }
+
+ private:
+  const int before_;
+};
+
 // Runs f(id, grid) on every member of the grid, with the calling thread's floating-point mode on all of them, so that
 // their number changes no bit. OpenMP may grant fewer threads (a nested region, a thread limit): then one thread owns
 // everything, which gives the same bits.
@@ -123,22 +142,22 @@ void run_team(ThreadGrid grid, const F& f) {
     struct Region {
       const F& f;
       const ThreadGrid grid;
+      const int asked;
       const FloatingPoint::Word mode;
 
       static void body(void* region) { static_cast<const Region*>(region)->run(omp_get_thread_num()); }
 
       void run(int id) const {
+        const bool granted = omp_get_num_threads() == asked;
+        if (id >= (granted ? grid.size() : 1)) return;
         const FloatingPoint::Word own = FloatingPoint::read();
         const bool differs = ((own ^ mode) & ~FloatingPoint::kFlags) != 0;
         if (differs) FloatingPoint::write(mode);
-        if (omp_get_num_threads() == grid.size())
-          f(id, grid);
-        else if (id == 0)
-          f(0, ThreadGrid{1, 1});
+        f(id, granted ? grid : ThreadGrid{1, 1});
         if (differs) FloatingPoint::write(own);
       }
-    } region{f, grid, FloatingPoint::read()};
-    GOMP_parallel(&Region::body, &region, unsigned(grid.size()), 0);
+    } region{f, grid, grid.size() > CallThreads::here() ? grid.size() : CallThreads::here(), FloatingPoint::read()};
+    GOMP_parallel(&Region::body, &region, unsigned(region.asked), 0);
     return;
   }
 #endif

@@ -99,16 +99,19 @@ INLINE void step_rows(const StepArgs<S>& args, int64_t b, Range columns) {
 
 template <class S, class Act>
 KEPT int step(const StepArgs<S>& args, int threads) {
-  run_team({1, team_size(args.B * args.H * (args.I + args.H), threads)}, [&](int id, ThreadGrid g) {
-    const Range columns = share(args.H, kStepColumns, id, g.size());
+  const int members = team_size(args.B * args.H * (args.I + args.H), threads);
+  const bool by_rows = (args.H + kStepColumns - 1) / kStepColumns < members;
+  run_team(by_rows ? ThreadGrid{members, 1} : ThreadGrid{1, members}, [&](int id, ThreadGrid g) {
+    const Range columns = share(args.H, kStepColumns, g.col(id), g.cols);
+    const Range rows = share(args.B, kStepRows, g.row(id), g.rows);
     // A block of weight rows stays in the nearest cache while all sequences pass over it.
     for (int64_t n = columns.begin; n < columns.end; n += kStepColumns) {
       const Range block{n, n + kStepColumns < columns.end ? n + kStepColumns : columns.end};
-      int64_t b = 0;
+      int64_t b = rows.begin;
       if (args.I + args.H >= kTallTiles)
-        for (; b + kStepRows <= args.B; b += kStepRows) step_rows<S, Act, kStepRows>(args, b, block);
-      for (; b + 2 <= args.B; b += 2) step_rows<S, Act, 2>(args, b, block);
-      for (; b < args.B; ++b) step_rows<S, Act, 1>(args, b, block);
+        for (; b + kStepRows <= rows.end; b += kStepRows) step_rows<S, Act, kStepRows>(args, b, block);
+      for (; b + 2 <= rows.end; b += 2) step_rows<S, Act, 2>(args, b, block);
+      for (; b < rows.end; ++b) step_rows<S, Act, 1>(args, b, block);
     }
   });
   return 0;

@@ -54,13 +54,17 @@ void pack_transposed(const S* w, int64_t ld, int64_t K, int64_t N, int64_t colum
   for (int64_t j = 0; j < width; j += L) {
     const S* rows = w + (column + j) * ld;
     int64_t k = 0;
-    if (j + L <= filled)
+    if (j < filled)
       for (; k + L * P <= K; k += L * P) {
         Vec<U> block[L];
+        if (j + L <= filled) {
 #pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) {
-          block[i] = load_units(rows + i * ld + k, L * P);
-          __builtin_prefetch(rows + i * ld + k + kPrefetchDistance);
+          for (int i = 0; i < L; ++i) {
+            block[i] = load_units(rows + i * ld + k, L * P);
+            __builtin_prefetch(rows + i * ld + k + kPrefetchDistance);
+          }
+        } else {
+          for (int i = 0; i < L; ++i) block[i] = j + i < filled ? load_units(rows + i * ld + k, L * P) : Vec<U>{};
         }
         transpose<U>(block);
 #pragma GCC unroll 16
@@ -188,6 +192,26 @@ struct Panel {
   int filled() const { return source->N - column < kLanes<Compute<S>> ? int(source->N - column) : kLanes<Compute<S>>; }
 };
 
+// What multiply_tiles does for few rows, which are one tile, and a panel that is_transposed.
+template <class S, class Find, class ListPrefetches, class F>
+__attribute__((noinline)) void multiply_transposed(Range rows, const Find& operand, const Panel<S>& panel,
+                                                   int64_t columns, int64_t K, const ListPrefetches& list_prefetches,
+                                                   const F& f) {
+  using C = Compute<S>;
+  alignas(64) C product[kTransposingRows * kLanes<C>];
+  if (rows.size() == 0) return;
+  PrefetchList prefetches;
+  list_prefetches(rows, prefetches);
+  for (int64_t i = 0; i < prefetches.count; ++i) prefetches.request(i);
+  for (int64_t k = 0; k == 0 || k < K; k += kChunk) {
+    const int64_t chunk = K - k < kChunk ? K - k : kChunk;
+    const Operand<Unit<S>> from = operand(rows, k);
+    pick_transposing_tile<S>(int(rows.size()))(from.a, from.ld, panel.rows_of_source(k), panel.source->K,
+                                               panel.filled(), panel.values(k, chunk), k > 0, product);
+  }
+  each_vector(product, rows.begin, int(rows.size()), panel.column, 1, columns, f);
+}
+
 // Multiplies tiles of A [tiles.rows, K] by one panel [K, vectors]. `operand(tile, k)` finds A;
 // `list_prefetches(tile, prefetches)` lists the memory that is needed when a tile is done; `f(row, column, lanes,
 // value)` is called for each vector of the product. `lanes` is less than a full vector only at the ragged end. K = 0
@@ -202,7 +226,8 @@ INLINE void multiply_tiles(const Tiles& tiles, const Find& operand, const Panel<
   using U = Unit<S>;
   using C = Compute<U>;
   const int vectors = panel.vectors;
-  const bool transposing = panel.is_transposed(tiles);
+  if (panel.is_transposed(tiles))
+    return multiply_transposed(tiles.rows, operand, panel, columns, K, list_prefetches, f);
   constexpr int kTile = kAccumulators * kLanes<C>;
   alignas(64) C products[kTilesTogether * kTile];
   for (int64_t first = 0; first < tiles.count; first += kTilesTogether) {
@@ -210,21 +235,16 @@ INLINE void multiply_tiles(const Tiles& tiles, const Find& operand, const Panel<
     for (int64_t k = 0; k == 0 || k < K; k += kChunk) {
       const bool done = K - k <= kChunk;
       const int64_t chunk = done ? K - k : kChunk;
-      const U* w = transposing ? nullptr : panel.chunk(k, chunk);
+      const U* w = panel.chunk(k, chunk);
       for (int64_t t = first; t < last; ++t) {
         const Range tile = tiles[t];
         PrefetchList prefetches;
         if (done) list_prefetches(tile, prefetches);
-        for (int64_t i = transposing ? 0 : chunk; i < prefetches.count && i < PrefetchList::kCapacity; ++i)
-          prefetches.request(i);
+        for (int64_t i = chunk; i < prefetches.count && i < PrefetchList::kCapacity; ++i) prefetches.request(i);
         const Operand<U> from = operand(tile, k);
         C* product = products + (t - first) * kTile;
-        if (transposing)
-          pick_transposing_tile<S>(int(tile.size()))(from.a, from.ld, panel.rows_of_source(k), panel.source->K,
-                                                     panel.filled(), panel.values(k, chunk), k > 0, product);
-        else
-          pick_tile<U, layout>(int(tile.size()), vectors)(from.a, from.ld, w, panel.ld, chunk, k > 0, product,
-                                                          int64_t(vectors) * kLanes<C>, prefetches);
+        pick_tile<U, layout>(int(tile.size()), vectors)(from.a, from.ld, w, panel.ld, chunk, k > 0, product,
+                                                        int64_t(vectors) * kLanes<C>, prefetches);
         if (done) each_vector(product, tile.begin, int(tile.size()), panel.column, vectors, columns, f);
       }
     }

@@ -116,7 +116,8 @@ struct Strip {
   // of 87% of the FMA peak and H = 512 81 instead of 88 (two threads of Zen 4).
   C* total;
   S* whole;         // [M, columns], the result, where these rows are the last to be added; else null
-  Unit<S>* packed;  // room for kChunk units of the strip
+  Unit<S>* packed;  // room for `room` units of each column
+  int64_t room;     // kChunk, or fewer where there are fewer rows
 
   int64_t first() const { return width.begin * kLanes<C>; }
   int64_t bytes() const {
@@ -127,7 +128,7 @@ struct Strip {
   template <class F>
   INLINE void each_panel(const F& f) const {  // f(first column, vectors, where the panel is packed)
     columns.each_panel(width.begin, width.end,
-                       [&](int64_t column, int vectors) { f(column, vectors, packed + (column - first()) * kChunk); });
+                       [&](int64_t column, int vectors) { f(column, vectors, packed + (column - first()) * room); });
   }
 };
 
@@ -141,7 +142,7 @@ void pack_strip(const Strip<S>& strip, int64_t begin, int64_t count) {
   const int64_t whole = strip.width.end * L < strip.columns.count ? strip.width.end * L : strip.columns.count;
   int64_t first = strip.first();
   for (; first + group <= whole; first += group) {
-    Unit<S>* to = strip.packed + (first - strip.first()) * kChunk;
+    Unit<S>* to = strip.packed + (first - strip.first()) * strip.room;
     for (int64_t k = 0; k < count; k += P, to += width) {
       const S* row = strip.b(begin + k) + first;
       const S* second = P > 1 && k + 1 < count ? strip.b(begin + k + 1) + first : nullptr;
@@ -149,13 +150,13 @@ void pack_strip(const Strip<S>& strip, int64_t begin, int64_t count) {
       for (int panel = 0; panel < kTogether; ++panel)
         for (int64_t j = 0; j < width; j += L) {
           const int64_t at = panel * width + j;
-          store(to + panel * width * kChunk + j, unite(row + at, second ? second + at : nullptr, L));
+          store(to + panel * width * strip.room + j, unite(row + at, second ? second + at : nullptr, L));
         }
     }
   }
   strip.columns.each_panel(first / L, strip.width.end, [&](int64_t column, int vectors) {
     pack_rows<S>([&](int64_t k) { return strip.b(begin + k); }, count, strip.columns.count, column, vectors,
-                 strip.packed + (column - strip.first()) * kChunk);
+                 strip.packed + (column - strip.first()) * strip.room);
   });
 }
 
@@ -207,7 +208,7 @@ void add_products(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2],
     if (tile_products > 0)
       for (int64_t t = 0; t < tiles.count; ++t)
         pack_tile(a + begin * M + tiles[t].begin, a + R * M, M, count, int(tiles[t].size()),
-                  a_tiles + (tiles[t].begin - height.begin) * kChunk);
+                  a_tiles + (tiles[t].begin - height.begin) * strips[0].room);
     beside(a + begin * M, count);
     for (const Strip<S>& strip : strips) pack_strip(strip, begin, count);
     prefetch_until(begin + count + chunk);
@@ -227,7 +228,7 @@ void add_products(const S* a, int64_t R, int64_t M, const Strip<S> (&strips)[2],
           a_prefetch.add(a_lines, prefetches);
           for (int i = 0; i < 2; ++i) b_prefetch[i].add(b_lines[i], prefetches);
           pick_tile<Unit<S>, Layout::kColumns>(int(tile.size()), vectors)(
-              a_tiles + (tile.begin - height.begin) * kChunk, tile.size(), panel, width, units<S>(count),
+              a_tiles + (tile.begin - height.begin) * strips[0].room, tile.size(), panel, width, units<S>(count),
               begun || begin > rows.begin, to, width, prefetches);
           if (whole)
             each_vector(

@@ -122,7 +122,8 @@ class WeightGradients {
     const int row_threads = int(members < partial_sums_ ? members : partial_sums_);
     const ThreadGrid grid =
         partial_sums_ > 1 ? ThreadGrid{row_threads, members / row_threads} : square_grid(members, H_, width);
-    const int64_t own = (H_ + width) * kChunk;  // at most, of one thread
+    const int64_t chunk = units<S>(rows) < kChunk ? units<S>(rows) : kChunk;
+    const int64_t own = (H_ + width) * chunk;  // at most, of one thread
     const Scratch<Unit<S>> packed(own * grid.size());
     if (!packed) return 1;
     run_team(grid, [&](int id, ThreadGrid g) {
@@ -141,11 +142,12 @@ class WeightGradients {
                           mine.size() ? Range{mine.begin - before, mine.end - before} : Range{0, 0},
                           matrices_[i].total(part),
                           partial_sums_ == 1 && left_ == 0 ? matrices_[i].c : nullptr,
-                          room};
+                          room,
+                          chunk};
         };
-        Unit<S>* strip_room = own_packed + height.size() * kChunk;
+        Unit<S>* strip_room = own_packed + height.size() * chunk;
         const Strip<S> first = strip(0, 0, strip_room);
-        const Strip<S> strips[2] = {first, strip(1, second, strip_room + first.width.size() * kLanes<C> * kChunk)};
+        const Strip<S> strips[2] = {first, strip(1, second, strip_room + first.width.size() * kLanes<C> * chunk)};
         add_products(dpre, rows, H_, strips, share(rows, 1, int(part), int(partial_sums_)), height, until, begun_,
                      own_packed, [&](const S* a, int64_t count) {
                        C* sum = bias_.get() + 2 * part * H_ + height.begin + biases.begin;

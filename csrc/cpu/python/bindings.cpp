@@ -174,6 +174,12 @@ PYBIND11_MODULE(_cpu, m) {
       py::arg("from") = py::none(),
       "The file of the OpenMP runtime that this extension takes its threads from, or that a library which is loaded"
       " depends on; empty without one.");
+  m.def(
+      "release_scratch",
+      [](int threads) {
+        for (const Kernels* set : runnable()) set->release_scratch(usable_threads(threads));
+      },
+      py::arg("threads"), release(), "Frees the scratch memory that this thread and a team of it keep.");
   m.def("team_lost", [] { return bool(team_lost); }, "Whether a fork has left this process with one thread a call.");
   m.def(
       "fma_peak",

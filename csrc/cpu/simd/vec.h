@@ -162,6 +162,28 @@ template <>
 INLINE void store_n(double* p, Vec<double> v, int n) {
   _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1u), (__m512d)v);
 }
+#elif defined(__AVX2__)
+// The first n lanes are set, all bits of each.
+INLINE __m256i first_of_8(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+INLINE __m256i first_of_4(int n) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)); }
+template <>
+INLINE Vec<float> load_n(const float* p, int n) {
+  return (Vec<float>)_mm256_maskload_ps(p, first_of_8(n));
+}
+template <>
+INLINE void store_n(float* p, Vec<float> v, int n) {
+  _mm256_maskstore_ps(p, first_of_8(n), (__m256)v);
+}
+template <>
+INLINE Vec<double> load_n(const double* p, int n) {
+  return (Vec<double>)_mm256_maskload_pd(p, first_of_4(n));
+}
+template <>
+INLINE void store_n(double* p, Vec<double> v, int n) {
+  _mm256_maskstore_pd(p, first_of_4(n), (__m256d)v);
+}
 #endif
 
 template <class S>
