@@ -48,9 +48,9 @@ def show_config() -> str:
 def release_scratch() -> None:
     """Gives back the scratch memory that the CPU kernels keep for the next call.
 
-    Each thread keeps at most 256 MiB, as mapping memory anew takes longer than many a call; it also gives them
-    back when it ends. This releases what the calling thread and the threads that compute for it keep; those of
-    other callers release theirs by a call of their own.
+    Each thread keeps at most 256 MiB, as mapping memory anew takes longer than many a call, and gives them
+    back when it ends. This releases what the calling thread and the threads that compute for it keep; other
+    callers release theirs by a call of their own.
     """
     if native is not None:
         native.release_scratch(torch.get_num_threads())

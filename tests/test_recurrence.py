@@ -55,9 +55,9 @@ class OnCpu(RecurrenceBackend):
                 out[rows] = state[:n] = act(pre[rows] + state[:n] @ weight_hh.t())
         return out, state, None
 
-    def recurrence_backward(self, grad_out, grad_hn, out, weight_hh, recurrence, grad_inner=None, states=False):
+    def recurrence_backward(self, grad_out, grad_hn, out, weight_hh, recurrence, *unused):
         self.called("layer backward", grad_out, grad_hn, out, weight_hh)
-        assert grad_inner is None and not states
+        assert unused in ((), (None, False))
         dpre, sequences, tanh = torch.empty_like(out), recurrence.sequences, recurrence.nonlinearity == "tanh"
         with torch.no_grad():
             dh = out.new_zeros(sequences.batch, out.shape[1]) if grad_hn is None else grad_hn.clone()
