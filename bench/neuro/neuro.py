@@ -3,7 +3,7 @@
     python -m bench neuro                                # both tasks
     python -m bench neuro --tasks random-dots --epochs 60
 
-The two networks have the same initial weights, trials and noise. Both train for the first epochs, which is
+The two networks have the same initial weights, trials and noise. Both train for the first epoch, which is
 enough to compare losses and the time of an epoch; the network on rnnfast trains on, and is tested: the part
 correct by level, a psychometric function, and the level at which 80% are correct, beside those of an ideal
 observer.
@@ -47,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--units", type=count, default=100, help="a fifth of them inhibitory (%(default)s)")
     parser.add_argument("--batch-size", type=count, default=64, help="trials in a minibatch (%(default)s)")
     parser.add_argument("--epochs", type=count, default=20, help="of rnnfast's network (%(default)s)")
-    parser.add_argument("--loop-epochs", type=count, default=2, help="of the loop's (%(default)s)")
+    parser.add_argument("--loop-epochs", type=count, default=1, help="of the loop's (%(default)s)")
     parser.add_argument("--minibatches", type=count, default=50, help="in an epoch (%(default)s)")
     parser.add_argument("--test-trials", type=count, default=1000, help="at each level (%(default)s)")
     parser.add_argument("--lr", type=command.positive(float), default=2e-3, help="of Adam (%(default)s)")
