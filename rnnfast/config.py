@@ -48,8 +48,8 @@ def show_config() -> str:
 def release_scratch() -> None:
     """Gives back the scratch memory that the CPU kernels keep for the next call.
 
-    Each thread keeps at most 256 MiB, as mapping memory anew takes longer than many a call; it also gives them
-    back when it ends. This releases what the calling thread and the threads that compute for it keep; those of
+    Each thread keeps at most 256 MiB, as mapping memory anew takes longer than many a call; a thread that
+    ends gives back its own. This releases what the calling thread and the threads that compute for it keep;
     other callers release theirs by a call of their own.
     """
     if native is not None:
