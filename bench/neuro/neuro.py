@@ -3,8 +3,8 @@
     python -m bench neuro                                # both tasks
     python -m bench neuro --tasks random-dots --epochs 60
 
-The two networks have the same initial weights, trials and noise. Both train for the first epoch, which is
-enough to compare losses and the time of an epoch; the network on rnnfast trains on, and is tested: the part
+The two networks have the same initial weights, trials and noise. The loop takes the first steps alone, enough
+to compare losses and the median time of a step. The network on rnnfast trains on, and is tested: the part
 correct by level, a psychometric function, and the level at which 80% are correct, beside those of an ideal
 observer.
 
@@ -47,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--units", type=count, default=100, help="a fifth of them inhibitory (%(default)s)")
     parser.add_argument("--batch-size", type=count, default=64, help="trials in a minibatch (%(default)s)")
     parser.add_argument("--epochs", type=count, default=20, help="of rnnfast's network (%(default)s)")
-    parser.add_argument("--loop-epochs", type=count, default=1, help="of the loop's (%(default)s)")
+    parser.add_argument("--loop-steps", type=count, default=40, help="of the loop's (%(default)s)")
     parser.add_argument("--minibatches", type=count, default=50, help="in an epoch (%(default)s)")
     parser.add_argument("--test-trials", type=count, default=1000, help="at each level (%(default)s)")
     parser.add_argument("--lr", type=command.positive(float), default=2e-3, help="of Adam (%(default)s)")
@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-QUICK = {"units": 20, "batch_size": 8, "epochs": 2, "loop_epochs": 1, "minibatches": 20, "test_trials": 50}
+QUICK = {"units": 20, "batch_size": 8, "epochs": 2, "loop_steps": 20, "minibatches": 20, "test_trials": 50}
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Result:
     correct: dict[float, float]
     fitted: Psychometric
     backend: str
+    minibatches: int  # in an epoch
 
     @property
     def ideal_threshold(self) -> float:
@@ -92,7 +93,7 @@ class Result:
             "backend": self.backend,
             "agreement": asdict(self.agreement),
             "losses": {trainer.name: trainer.losses for trainer in self.trainers},
-            "epochs": {trainer.name: trainer.epochs for trainer in self.trainers},
+            "seconds": {trainer.name: trainer.seconds for trainer in self.trainers},
             "accuracy": self.accuracy,
             "ideal_accuracy": self.ideal_accuracy,
             "correct": {f"{level:g}": part for level, part in self.correct.items()},
@@ -128,22 +129,25 @@ def run_task(args: argparse.Namespace, task: Task) -> Result:
     backend = rnnfast.explain(networks[FAST].rnn, example.inputs).backend
     for epoch in (bar := tqdm(range(args.epochs), desc=task.name, unit="epoch", disable=None)):
         minibatches = [training_trials(task, args.batch_size, generator) for _ in range(args.minibatches)]
-        taking_part = trainers if epoch < args.loop_epochs else trainers[:1]
-        for trainer in taking_part if epoch % 2 == 0 else reversed(taking_part):
-            trainer.epoch(minibatches, args.seed + epoch)
+        trainers[0].epoch(minibatches, args.seed + epoch)
+        if epoch == 0:
+            trainers[1].epoch(minibatches[: args.loop_steps], args.seed)
         bar.set_postfix_str(f"loss {sum(trainers[0].losses[-10:]) / 10:.3f}")
     fast, loop = (torch.tensor(trainer.losses, dtype=torch.float64) for trainer in trainers)
     longest_sum = args.batch_size * len(example.inputs)
     agreement = compare(fast[: len(loop)], loop, torch.float32, longest_sum)
     correct = part_correct(networks[FAST], task, args.test_trials, args.seed + 1)
-    return Result(task, trainers, agreement, correct, fit(correct, args.test_trials), backend)
+    return Result(
+        task, trainers, agreement, correct, fit(correct, args.test_trials), backend, args.minibatches
+    )
 
 
 def report(result: Result) -> str:
     fast, loop = result.trainers
     agreement, unit = result.agreement, result.task.unit
     verdict = "within" if agreement.agrees else "BEYOND"
-    times = [trainer.seconds_per_epoch for trainer in (fast, loop)]
+    count = result.minibatches
+    times = [count * trainer.seconds_per_step for trainer in (fast, loop)]
     levels = result.task.test_levels
     table = render(
         [unit, *(f"{level:g}" for level in levels)],
@@ -154,7 +158,7 @@ def report(result: Result) -> str:
     )
     return "\n".join([
         f"{result.task.name}, backend {result.backend}",
-        f"  an epoch: {fast.name} {number(times[0])} s, {loop.name} {number(times[1])} s,"
+        f"  an epoch of {count} steps: {fast.name} {number(times[0])} s, {loop.name} {number(times[1])} s,"
         f" {number(times[1] / times[0])} times as long",
         f"  losses of the first {agreement.early_steps} steps differ by {agreement.early_difference:.1e}"
         f" at most, {verdict} what rounding explains ({agreement.tolerance:.1e} at the last);"
@@ -174,8 +178,8 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
     args = parser.parse_args(argv)
     if args.units < 5:
         parser.error("argument --units: must be 5 or more, as a fifth of them are inhibitory")
-    if args.loop_epochs > args.epochs:
-        parser.error(f"argument --loop-epochs: must be at most --epochs, {args.epochs}")
+    if args.loop_steps > args.minibatches:
+        parser.error(f"argument --loop-steps: must be at most --minibatches, {args.minibatches}")
     return args
 
 

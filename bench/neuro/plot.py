@@ -22,10 +22,7 @@ def plot(
     grid = figure.subplots(len(results), 2, squeeze=False)
     for (left, right), (task, trainers, correct, fitted) in zip(grid, results, strict=True):
         for trainer in trainers:
-            each = len(trainer.losses) // len(trainer.epochs)
-            starts = range(0, len(trainer.losses), each)
-            means = [sum(trainer.losses[start : start + each]) / each for start in starts]
-            left.plot(list(accumulate(trainer.epochs)), means, "o-", markersize=3, label=trainer.name)
+            left.plot(list(accumulate(trainer.seconds)), trainer.losses, linewidth=0.8, label=trainer.name)
         left.set(xlabel="seconds of its own training", ylabel="loss", yscale="log")
         left.set_title(f"{task.name}: same weights, trials and noise")
         left.legend()

@@ -1,8 +1,9 @@
-"""Training of the networks on the same trials with the same noise, an epoch each in turns."""
+"""Training of the networks on the same trials with the same noise."""
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     clip: float = 1.0
     losses: list[float] = field(default_factory=list)
-    epochs: list[float] = field(default_factory=list)  # seconds
+    seconds: list[float] = field(default_factory=list)  # of every step
 
     def epoch(self, minibatches: Sequence[Trials], seed: int) -> None:
         """A step of optimisation for each minibatch; `seed` is that of the units' noise.
@@ -35,25 +36,25 @@ class Trainer:
         Raises TrainingDiverged.
         """
         torch.manual_seed(seed)
-        start = time.perf_counter()
-        losses = torch.stack([self._step(trials) for trials in minibatches])
-        self.epochs.append(time.perf_counter() - start)
-        self.losses.extend(losses.double().tolist())
+        for trials in minibatches:
+            start = time.perf_counter()
+            self.losses.append(self._step(trials))
+            self.seconds.append(time.perf_counter() - start)
         if not math.isfinite(self.losses[-1]):
             raise TrainingDiverged(f"{self.name}: the loss is no longer finite; lower --lr")
 
-    def _step(self, trials: Trials) -> Tensor:
+    def _step(self, trials: Trials) -> float:
         loss = trial_loss(self.model(trials.inputs), trials)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
-        return loss.detach()
+        return loss.item()
 
     @property
-    def seconds_per_epoch(self) -> float:
+    def seconds_per_step(self) -> float:
         """The median."""
-        return torch.tensor(self.epochs, dtype=torch.float64).median().item()
+        return statistics.median(self.seconds)
 
 
 def trial_loss(logits: Tensor, trials: Trials) -> Tensor:

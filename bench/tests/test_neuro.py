@@ -187,7 +187,7 @@ def test_training_that_diverges_fails_the_run(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--units", "4"], "argument --units: must be 5 or more"),
-        (["--loop-epochs", "30"], "argument --loop-epochs: must be at most --epochs, 20"),
+        (["--loop-steps", "60"], "argument --loop-steps: must be at most --minibatches, 50"),
         (["--tasks", "chess"], "invalid choice: 'chess'"),
         (["--backend", "abacus"], "abacus"),
         (["--lr", "nan"], "argument --lr: must be above 0"),
